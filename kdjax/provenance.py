@@ -1,0 +1,34 @@
+"""Where a number was made: recorded beside results, never hashed (floor 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def environment(seconds: float) -> dict[str, Any]:
+    """Versions, commit, device and wall seconds of a run."""
+    names = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    commit = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        ).stdout.strip()
+    return {
+        "versions": {n: importlib.metadata.version(n) for n in names},
+        "python": platform.python_version(),
+        "commit": commit,
+        "device": getattr(device, "device_kind", device.platform),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "seconds": round(seconds, 3),
+    }

@@ -1,0 +1,194 @@
+"""Stages: what to train, taught by whom, addressed by content (floor 5).
+
+    teacher = Stage(recipe, name="teacher")
+    student = Stage(distilled, teacher, name="student")
+    chain = generations(student, 6)
+
+Two table rows that need one teacher share it, because a stage's directory is a hash of what it computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from kdjax import checkpoints, data
+from kdjax.errors import Refused
+from kdjax.recipes import Data, Recipe, from_dict, parts
+from kdjax.step import forward_flops
+from kdjax.types import Dataset, Spec
+
+FORMAT = 1
+"""Bumped by hand when numbers change on purpose; part of every id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A recipe and the stage that teaches it; `name` is for people and is not hashed."""
+
+    recipe: Recipe
+    teacher: Stage | None = None
+    name: str = dataclasses.field(default="stage", compare=False)
+
+    @property
+    def id(self) -> str:
+        """sha256(canonical recipe + parents' ids + dataset fingerprint + FORMAT), 12 hex digits."""
+        return _id(self)
+
+    def directory(self, workdir: Path) -> Path:
+        return Path(workdir) / self.id
+
+
+@functools.lru_cache(maxsize=4096)
+def _id(stage: Stage) -> str:
+    parents = [stage.teacher.id] if stage.teacher is not None else []
+    content = [stage.recipe.canonical(), parents, dataset(stage.recipe.data).fingerprint, FORMAT]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=4)
+def dataset(which: Data) -> Dataset:
+    """The data set of a recipe, loaded once per process."""
+    options = dataclasses.asdict(which)
+    name = options.pop("name")
+    for key in ("train_examples", "test_examples", "path"):
+        options[key] = options[key] or None
+    return data.load(name, **options)
+
+
+def generations(student: Stage, count: int) -> list[Stage]:
+    """Iterative self-distillation: [g0, g1, ..., g_count]; g0 is the student's teacher, g1 the student, and generation
+    k+1 is the student's recipe taught by generation k.
+
+    Raises:
+      Refused: if the student has no teacher, or count < 1.
+    """
+    if student.teacher is None:
+        raise Refused("generations need a generation 0; give the student stage a teacher.")
+    if count < 1:
+        raise Refused(f"the number of generations is {count}; expected at least 1.")
+    chain = [student.teacher]
+    for k in range(1, count + 1):
+        chain.append(Stage(student.recipe, chain[-1], name=f"{student.name} generation {k}"))
+    return chain
+
+
+def check(stage: Stage) -> Stage:
+    """Returns the stage if it can be trained at all.
+
+    Raises:
+      Refused: no teacher where one is needed or the reverse; teacher and student that differ in classes; a teacher that
+        saw examples on which the student's calibration is fitted or judged.
+    """
+    recipe = stage.recipe.check()
+    if (recipe.distill is None) != (stage.teacher is None):
+        raise Refused(
+            f"stage {stage.name!r} has a distillation term and no teacher; give it one."
+            if stage.teacher is None
+            else f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
+        )
+    own = dataset(recipe.data)
+    if stage.teacher is None:
+        return stage
+    check(stage.teacher)
+    if stage.teacher.recipe.data == recipe.data:
+        return stage
+    theirs = dataset(stage.teacher.recipe.data)
+    if theirs.num_classes != own.num_classes:
+        raise Refused(
+            f"the teacher of {stage.name!r} has {theirs.num_classes} classes and the student {own.num_classes}; "
+            "train a teacher on the student's classes."
+        )
+    if theirs.name != own.name:
+        raise Refused(
+            f"the teacher of {stage.name!r} was trained on {theirs.name!r} and the student's data set is {own.name!r}; "
+            "train a teacher on the student's data set."
+        )
+    seen = data.overlap(theirs, own)
+    if seen:
+        raise Refused(
+            f"the teacher of {stage.name!r} was trained on {seen} of the student's {len(own.calibration.label)} "
+            "calibration examples; use the same data.split_seed and data.calibration_fraction for both."
+        )
+    return stage
+
+
+def order(stages: Iterable[Stage]) -> list[Stage]:
+    """Every stage and its ancestors, once each, parents first."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.teacher is not None:
+            visit(stage.teacher)
+        found.setdefault(stage.id, stage)
+
+    for stage in stages:
+        visit(stage)
+    return list(found.values())
+
+
+def status(stage: Stage, workdir: Path) -> str:
+    """ "done", "resumable" or "missing"; reads and hashes the stage's files and computes nothing else."""
+    directory = stage.directory(workdir)
+    if not checkpoints.verify_manifest(directory):
+        return "done"
+    return "resumable" if (directory / "checkpoints").is_dir() else "missing"
+
+
+class Planned(NamedTuple):
+    """One row of a plan.
+
+    Attributes:
+      status: "done" (its manifest verifies), "resumable" (it has checkpoints) or "missing".
+      steps: optimiser steps of the whole run; 0 for a stage that is done.
+      flops: estimated floating-point operations of those steps: forward once and backward twice for the student,
+        forward once for the teacher, as XLA counts the unoptimised forward pass.
+      state_bytes: the objective's memory (gamma and edges, or per-example history), which a checkpoint also holds.
+    """
+
+    stage: Stage
+    status: str
+    steps: int
+    flops: float
+    state_bytes: int
+
+
+def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
+    """What would run, parents first, with its estimated cost. Traces shapes; compiles and trains nothing.
+
+    Raises:
+      Refused: whatever `check` refuses.
+    """
+    rows = []
+    for stage in order(stages):
+        check(stage)
+        recipe, own = stage.recipe, dataset(stage.recipe.data)
+        pieces = parts(recipe, own)
+        spec = Spec(len(own.train.label), own.num_classes, recipe.epochs)
+        memory = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(pieces.objective.init, spec)))
+        found = status(stage, workdir)
+        steps = 0 if found == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
+        forward = 3 * forward_flops(pieces.model, pieces.preprocess, _shapes(own))
+        if stage.teacher is not None:
+            taught = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
+            forward += forward_flops(taught.model, taught.preprocess, _shapes(own))
+        rows.append(Planned(stage, found, steps, forward * steps * recipe.batch_size, memory))
+    return rows
+
+
+def _shapes(own: Dataset) -> tuple:
+    leaves, tree = jax.tree.flatten(own.train.inputs)
+    return tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves)
+
+
+def stored(directory: Path) -> tuple[Recipe, Sequence[str]]:
+    """Recipe and parents' ids of a finished or begun stage, from its files."""
+    recipe = from_dict(Recipe, checkpoints.read_json(directory / "recipe.json"))
+    return recipe, checkpoints.read_json(directory / "parents.json")
