@@ -1,0 +1,289 @@
+"""From a source to a `Dataset`: hold out, normalise, fingerprint; and what makes two data sets fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax.data import checks
+from kdjax.data.order import permutation
+from kdjax.errors import Refused, one_of, within
+from kdjax.types import Dataset, Split
+
+Normalisation = str | tuple[Sequence[float], Sequence[float]] | None
+
+# One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C). It is neither set's own: CIFAR-100's train split has
+# mean (0.507, 0.487, 0.441) and deviation (0.267, 0.256, 0.276).
+KDC = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+NORMALISATIONS = ("kdc", "own", "none")
+
+
+class Source(NamedTuple):
+    """Arrays as they come, before anything is held out.
+
+    Attributes:
+      train, test: checked splits; `calibration` is given only when the user has a split of their own.
+      digests: `digest` of a split's one input array, where a verified cache knows it: no byte is hashed twice.
+      normalisation: what applies when the caller asks for nothing.
+    """
+
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+    calibration: Split | None = None
+    label_names: tuple[str, ...] = ()
+    normalisation: str = "own"
+    digests: dict[str, str] = {}  # noqa: RUF012 (never written to)
+
+
+def assemble(
+    source: Source,
+    *,
+    split_seed: int = 0,
+    calibration_fraction: float = 0.1,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    normalisation: Normalisation = None,
+) -> Dataset:
+    """Checks the source, holds the calibration split out of train, and takes fingerprints.
+
+    The hold-out is round(calibration_fraction * N) examples of a permutation by `split_seed`, not stratified (as in
+    KD(C)). It does not depend on `train_examples`, which afterwards keeps a prefix of what is left in an order by
+    `split_seed`: smaller subsets are contained in larger ones and all share one calibration split, one set of
+    normalisation constants, and so their teachers. Within a split examples are in source order.
+
+    Raises:
+      Refused: the sentences of `checks`; a fraction outside (0, 1) or one that leaves a split empty; more examples
+        asked for than there are.
+    """
+    named = {"train": source.train, "calibration": source.calibration, "test": source.test}
+    given = {what: split for what, split in named.items() if split is not None}
+    check_num_classes(source.num_classes, source.label_names)
+    for what, split in given.items():
+        checks.check_same_form(source.train, split, what)
+        checks.check_split(f"{source.name} {what}", split, source.num_classes)
+    digests = {what: split_digest(split, source.digests.get(what)) for what, split in given.items()}
+
+    if source.calibration is None:
+        chosen, rest = hold_out(len(source.train.label), split_seed, calibration_fraction)
+        calibration = take(source.train, chosen)
+    else:
+        rest = permutation(len(source.train.label), "train", split_seed)
+        calibration = source.calibration
+        if not _unseen(calibration, source.train).any():
+            raise Refused(
+                f"every one of the {len(calibration.label)} calibration examples also occurs in train; expected a "
+                "held-out split: remove them from train, or leave calibration out to have it split off."
+            )
+    mean, std, scale = normalise(source.train, rest, normalisation or source.normalisation)
+    rest = rest[: _at_most("train_examples", train_examples, len(rest))]
+    train = take(source.train, np.sort(rest))
+    test, size = source.test, _at_most("test_examples", test_examples, len(source.test.label))
+    if size < len(test.label):
+        test = take(test, np.sort(permutation(len(test.label), "test", 0)[:size]))
+
+    described = {
+        "sources": digests,
+        "splits": [digest(split.index) for split in (train, calibration, test)],
+        "num_classes": source.num_classes,
+        "normalisation": [list(mean), list(std), scale],
+    }
+    return Dataset(
+        name=source.name,
+        num_classes=source.num_classes,
+        train=train,
+        calibration=calibration,
+        test=test,
+        mean=mean,
+        std=std,
+        scale=scale,
+        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+        calibration_id=split_digest(calibration),
+        label_names=source.label_names,
+    )
+
+
+def hold_out(n: int, seed: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """(positions held out, ascending; the other positions, shuffled). A function of (n, seed, fraction).
+
+    Raises:
+      Refused: fraction outside (0, 1), or a side that would be empty.
+    """
+    within("calibration_fraction", fraction, 0.0, 1.0, open_low=True, open_high=True)
+    size = round(n * fraction)
+    if not 0 < size < n:
+        raise Refused(
+            f"calibration_fraction {fraction} of {n} training examples holds out {size}, which leaves a split empty; "
+            f"expected a fraction of at least {1 / n:.2g} that leaves one example to train on."
+        )
+    order = permutation(n, "calibration", seed)
+    return np.sort(order[:size]), order[size:]
+
+
+def overlap(teacher: Dataset, student: Dataset) -> np.ndarray:
+    """Positions in the student's calibration split whose example the teacher was trained on.
+
+    Examples are compared by content (inputs and label), so that it also holds for sets that were split by hand. An
+    example that the student's own training split contains as well is the source's duplicate (CIFAR-100 has 14 groups
+    within train), not a leak, and is not counted.
+    """
+    if teacher.fingerprint == student.fingerprint:
+        return np.zeros(0, np.int64)
+    seen = ~_unseen(student.calibration, teacher.train)
+    if seen.any():
+        seen &= _unseen(student.calibration, student.train)
+    return np.flatnonzero(seen)
+
+
+def verify_splits(teacher: Dataset, student: Dataset) -> None:
+    """Refuses a pair of data sets that a teacher and its student must not have.
+
+    A teacher that saw the student's calibration examples is over-confident exactly where the student's temperature,
+    AdaFocal bins and best epoch are fitted. Subsets (`train_examples`) of one source and one split pass.
+
+    Raises:
+      Refused: class counts differ; the teacher saw calibration examples of the student; calibration splits differ;
+        inputs would be normalised differently from what the teacher learned on.
+    """
+    if teacher.num_classes != student.num_classes:
+        raise Refused(
+            f"the teacher's data set {teacher.name!r} has {teacher.num_classes} classes and the student's "
+            f"{student.name!r} has {student.num_classes}; expected the same classes."
+        )
+    if leaked := len(overlap(teacher, student)):
+        raise Refused(
+            f"the teacher was trained on {leaked} of the student's {len(student.calibration.label)} calibration "
+            f"examples (calibration splits {teacher.calibration_id[:12]} and {student.calibration_id[:12]}); expected "
+            "none: give both stages the same split_seed and calibration_fraction."
+        )
+    if teacher.calibration_id != student.calibration_id:
+        raise Refused(
+            f"the calibration splits of teacher ({teacher.name}, {teacher.calibration_id[:12]}) and student "
+            f"({student.name}, {student.calibration_id[:12]}) differ; expected one data set and one split for both: "
+            "give them the same data section."
+        )
+    if (teacher.mean, teacher.std, teacher.scale) != (student.mean, student.std, student.scale):
+        raise Refused(
+            f"the teacher learned on inputs normalised by mean {teacher.mean} and std {teacher.std}, the student's are "
+            f"{student.mean} and {student.std}; expected the same: give both stages the same normalisation."
+        )
+
+
+def check_num_classes(num_classes: Any, label_names: Sequence[str] = ()) -> None:
+    """Refuses K that is not an integer of at least 2, or not the number of names."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise Refused(f"num_classes is {num_classes!r}; expected an integer of at least 2.")
+    if label_names and len(label_names) != num_classes:
+        raise Refused(f"there are {len(label_names)} label names for {num_classes} classes; expected one for each.")
+
+
+def take(split: Split, positions: np.ndarray) -> Split:
+    """The examples at these positions, in memory."""
+    inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[positions], split.inputs)
+    return Split(inputs, split.label[positions], split.index[positions])
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over type, shape and bytes of arrays."""
+    h = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        h.update(f"{array.dtype.str}{array.shape};".encode())
+        h.update(array.reshape(-1).view(np.uint8).data)
+    return h.hexdigest()
+
+
+def split_digest(split: Split, inputs: str | None = None) -> str:
+    """SHA-256 over the inputs (each with its place in the pytree), labels and indices of a split.
+
+    Args:
+      inputs: the `digest` of the single input array, when it is known already.
+    """
+    h = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split.inputs):
+        h.update(f"{jax.tree_util.keystr(path)}:{inputs or digest(leaf)};".encode())
+    h.update(digest(split.label, split.index).encode())
+    return h.hexdigest()
+
+
+def normalise(
+    train: Split, positions: np.ndarray, how: Normalisation
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """(mean, std, scale): inputs become (inputs / scale - mean) / std, per channel (last axis).
+
+    Args:
+      train: the source's training split.
+      positions: what is left of it after the hold-out; "own" constants are computed from these, before
+        `train_examples`, so that subsets share them. They are rounded to six digits: sums of floats differ in the last
+        bits between processors, and these constants are part of the fingerprint.
+      how: "own"; "kdc", the CIFAR constants of the KD(C) code; "none"; or a pair (mean, std), units of inputs / scale.
+
+    Raises:
+      Refused: an unknown name; constants that do not fit the channels; a std that is not positive.
+    """
+    leaves = jax.tree.leaves(train.inputs)
+    array = leaves[0]
+    scale = 255.0 if array.dtype == np.uint8 and array.ndim == 4 else 1.0
+    if isinstance(how, str):
+        one_of("normalisation", how, NORMALISATIONS)
+        if how == "none" or len(leaves) > 1 or not (scale == 255.0 or array.dtype == np.float32):
+            return (0.0,), (1.0,), scale  # token ids have no mean
+        pair: Sequence[Any] = KDC if how == "kdc" else channel_statistics(array, np.sort(positions), scale)
+    else:
+        pair = tuple(how) if how is not None else ()
+    if len(pair) != 2 or any(isinstance(side, str) or not np.iterable(side) for side in pair):
+        raise Refused(f"normalisation is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
+    mean, std = (tuple(float(value) for value in side) for side in pair)
+    channels = array.shape[-1]
+    if {len(mean), len(std)} - {1, channels} or not np.isfinite(mean + std).all() or min(std) <= 0:
+        raise Refused(
+            f"normalisation {how!r} is mean {mean} and std {std} for inputs of {channels} channels; expected one "
+            "finite mean and one positive std per channel (or one for all)."
+        )
+    return mean, std, scale
+
+
+def channel_statistics(array: np.ndarray, positions: np.ndarray, scale: float) -> tuple[list[float], list[float]]:
+    """Mean and population deviation of each channel of array[positions] / scale; a constant channel has std 1."""
+
+    def total(fn) -> np.ndarray:
+        blocks = (array[block].reshape(-1, array.shape[-1]) for block in checks.chunks(positions))
+        return sum((fn(block / scale).sum(0) for block in blocks), np.zeros(array.shape[-1]))
+
+    count = len(positions) * int(np.prod(array.shape[1:-1]))
+    mean = total(lambda block: block.astype(np.float64)) / count
+    variance = total(lambda block: (block.astype(np.float64) - mean) ** 2) / count
+    std = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return [float(f"{v:.6g}") for v in mean], [float(f"{v:.6g}") for v in std]
+
+
+def _at_most(what: str, asked: int | None, available: int) -> int:
+    if asked is None:
+        return available
+    if isinstance(asked, bool) or not isinstance(asked, int | np.integer) or not 1 <= asked <= available:
+        raise Refused(
+            f"{what} is {asked!r}; expected an integer in [1, {available}], which is what the source has left for that "
+            "split, or nothing for all of them."
+        )
+    return int(asked)
+
+
+def _unseen(what: Split, within_split: Split) -> np.ndarray:
+    """bool [N]: the examples of `what` that do not occur in `within_split`, by content."""
+    known = set(_contents(within_split))
+    return np.array([content not in known for content in _contents(what)])
+
+
+def _contents(split: Split):
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(split.inputs)]
+    for i, label in enumerate(split.label):
+        h = hashlib.blake2b(int(label).to_bytes(4, "little"), digest_size=16)
+        for leaf in leaves:
+            h.update(leaf[i].tobytes())
+        yield h.digest()
