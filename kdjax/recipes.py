@@ -23,10 +23,12 @@ Options = tuple[tuple[str, Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which examples, split how. See `kdjax.data.load`; 0 examples means all."""
+    """Which examples, split how. See `kdjax.data.load`; 0 examples or classes and empty texts mean its default."""
 
     name: str = "digits"
     path: str = ""
+    num_classes: int = 0
+    normalisation: str = ""
     split_seed: int = 0
     calibration_fraction: float = 0.1
     train_examples: int = 0
@@ -98,7 +100,7 @@ class Recipe:
         Raises:
           Refused: in one sentence, before any data is read.
         """
-        models.check(self.model)
+        models.build(self.model, num_classes=2)
         hard = objectives.checked(self.method, dict(self.options), "calibrator")
         objectives.METHODS[self.method].build(**hard)
         if self.distill is not None:

@@ -58,7 +58,7 @@ def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
     options = dataclasses.asdict(which)
     name = options.pop("name")
-    for key in ("train_examples", "test_examples", "path"):
+    for key in ("path", "num_classes", "normalisation", "train_examples", "test_examples"):
         options[key] = options[key] or None
     return data.load(name, **options)
 
@@ -100,23 +100,7 @@ def check(stage: Stage) -> Stage:
     check(stage.teacher)
     if stage.teacher.recipe.data == recipe.data:
         return stage
-    theirs = dataset(stage.teacher.recipe.data)
-    if theirs.num_classes != own.num_classes:
-        raise Refused(
-            f"the teacher of {stage.name!r} has {theirs.num_classes} classes and the student {own.num_classes}; "
-            "train a teacher on the student's classes."
-        )
-    if theirs.name != own.name:
-        raise Refused(
-            f"the teacher of {stage.name!r} was trained on {theirs.name!r} and the student's data set is {own.name!r}; "
-            "train a teacher on the student's data set."
-        )
-    seen = data.overlap(theirs, own)
-    if seen:
-        raise Refused(
-            f"the teacher of {stage.name!r} was trained on {seen} of the student's {len(own.calibration.label)} "
-            "calibration examples; use the same data.split_seed and data.calibration_fraction for both."
-        )
+    data.verify_splits(dataset(stage.teacher.recipe.data), own)
     return stage
 
 

@@ -1,0 +1,35 @@
+# `make quickstart` and `make test` work from a fresh clone with Python >= 3.11 and nothing else; both are quick again.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: quickstart test lint format bench clean
+
+quickstart: $(READY)
+	$(BIN)/python -m experiments.quickstart $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.%d found, 3.11 or later needed; type: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

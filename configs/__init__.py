@@ -1,0 +1,1 @@
+"""Configurations: `get_config(arg)` per family, always locked."""

@@ -1,0 +1,31 @@
+"""CIFAR-100. The default is the KD(C) recipe, WRN-40-2 to WRN-40-1, 200 epochs (hours on a GPU, days on a CPU).
+
+    python -m experiments.distill --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
+    python -m experiments.distill --config=configs/cifar100.py:cpu
+
+Presets: `cpu` (ResNet-20 to ResNet-8, a subset and few epochs, minutes on two cores), `short` (the chosen networks on all
+of the data for 30 epochs of a one-cycle schedule, bfloat16).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import finish
+from configs.cifar import kdc, short
+
+PRESETS = {
+    "cpu": {
+        **short(8),
+        "recipe.teacher.model": "resnet8",
+        "recipe.student.model": "resnet8",
+        "recipe.data.train_examples": 20000,
+        "run.checkpoint_epochs": 2,
+    },
+    "short": {**short(30, precision="bfloat16", batch_size=512), "recipe.teacher.optimizer.lr": 0.4},
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = kdc("cifar100", epochs=200, milestones=(100.0, 150.0), weight_decay=5e-4)
+    config.recipe.teacher.model = "wrn_40_2"
+    config.recipe.student.model = "wrn_40_1"
+    return finish(config, arg, PRESETS)

@@ -1,0 +1,36 @@
+"""Train one teacher per seed and measure its calibration, before and after temperature scaling.
+
+python -m experiments.calibrate --config=configs/cifar100.py:wrn_40_2,mdca --workdir runs/c100
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments import common
+from kdjax import metrics, posthoc, report
+from kdjax.stages import Stage
+
+
+def run(config: ConfigDict) -> None:
+    recipes = [common.recipe(config, "teacher", seed) for seed in config.seeds]
+    stages = [Stage(r, name=f"{common.label(r)} seed {r.seed}") for r in recipes]
+    results = common.execute(config, stages)
+    if results is None:
+        return
+    name = common.label(recipes[0])
+    rows = common.rows(results, {name: stages})
+    scale = posthoc.POSTHOC["temperature"]
+    rescaled, temperatures = [], []
+    for stage in stages:
+        fitted = scale.fit(*results[stage.id].logits("calibration"))
+        logits, labels = results[stage.id].logits("test")
+        rescaled.append(metrics.evaluate(scale.apply(fitted, logits), labels))
+        temperatures.append(float(fitted))
+    rows.append(report.Row(f"{name} + temperature", rescaled))
+    payload = {"stages": [s.id for s in stages], "rows": [r._asdict() for r in rows], "temperatures": temperatures}
+    common.publish(config, "calibrate", report.table(rows), payload)
+
+
+if __name__ == "__main__":
+    common.main(run, "configs/digits.py")

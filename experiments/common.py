@@ -1,0 +1,173 @@
+"""What every experiment module shares: flags, the door from a config to stages, the plan, and the exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from kdjax import console, metrics, report, stages, train
+from kdjax.errors import Refused
+from kdjax.recipes import Recipe, from_dict
+from kdjax.stages import Stage
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Holds one directory per stage and the report; overrides config.run.workdir."
+)
+_PLAN = flags.DEFINE_bool("plan", False, "Print the stages, what is done and what the rest would cost; run nothing.")
+
+
+def main(run: Callable[[ConfigDict], None], default: str) -> None:
+    """Parses flags, calls `run(config)`, and turns refusals and faults into one sentence and an exit code.
+
+    Exit codes: 0 done, 2 refused, 70 internal (a diverged loss), 74 disk, 75 interrupted and resumable.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config", default, "A configuration, e.g. configs/cifar100.py:wrn_40_2,mdca"
+    )
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _leave(
+                f"{argv[1]!r} is no flag; options start with --, like --config.recipe.student.epochs=5.",
+                train.EXIT_REFUSED,
+            )
+        config = holder.value
+        if _WORKDIR.value:
+            config.run.workdir = _WORKDIR.value
+        try:
+            run(config)
+        except Refused as error:
+            _leave(str(error), train.EXIT_REFUSED)
+        except train.Diverged as error:
+            _leave(str(error), train.EXIT_INTERNAL)
+        except train.Interrupted as error:
+            _leave(str(error), train.EXIT_INTERRUPTED)
+        except OSError as error:
+            _leave(f"{error.strerror or error} ({error.filename or config.run.workdir}).", train.EXIT_IO)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except Refused as error:
+            _leave(str(error), train.EXIT_REFUSED)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            _leave(_flag_sentence(error), train.EXIT_REFUSED)
+        raise AssertionError("unreachable")
+
+    try:
+        app.run(guarded, flags_parser=parse)
+    except Exception:  # what nobody foresaw keeps its traceback and gets the internal exit code
+        traceback.print_exc()
+        sys.exit(train.EXIT_INTERNAL)
+
+
+def _flag_sentence(error: BaseException) -> str:
+    """One sentence from what absl and ml_collections raise; a Refused inside is taken as it is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Refused):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return re.sub(r"\s+", " ", str(error.args[0] if error.args else error)).strip()
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"refused: {sentence}" if code == train.EXIT_REFUSED else f"stopped: {sentence}", file=sys.stderr, flush=True)
+    # Compiled work may still be queued on the device; nothing of it is needed.
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def recipe(config: ConfigDict, who: str, seed: int, **changes: Any) -> Recipe:
+    """`config.recipe.<who>` on `config.recipe.data` with that seed, as the frozen dataclass."""
+    given = {**config.recipe[who].to_dict(), "data": config.recipe.data.to_dict(), "seed": seed}
+    return dataclasses.replace(from_dict(Recipe, given, f"config.recipe.{who}"), **changes)
+
+
+def pair(config: ConfigDict, seed: int) -> tuple[Stage, Stage]:
+    """(teacher, student) stages of a config."""
+    teacher = recipe(config, "teacher", seed)
+    student = recipe(config, "student", seed)
+    taught = Stage(teacher, name=f"{label(teacher)} teacher seed {seed}")
+    return taught, Stage(student, taught, name=f"{label(student)} student seed {seed}")
+
+
+def label(recipe: Recipe) -> str:
+    """How people call a recipe: "wrn_40_2 mdca", "wrn_40_1 kd(T=1)"."""
+    if recipe.distill is None:
+        return f"{recipe.model} {recipe.method}"
+    options = dict(recipe.distill.options)
+    temperature = f"(T={options['T']:g})" if "T" in options else ""
+    return f"{recipe.model} {recipe.distill.method}{temperature}"
+
+
+def settings(config: ConfigDict) -> train.Run:
+    return from_dict(train.Run, config.run.to_dict(), "config.run")
+
+
+def execute(config: ConfigDict, targets: Sequence[Stage]) -> dict[str, train.Result] | None:
+    """Runs the stages, or prints the plan and returns None under --plan."""
+    run = settings(config)
+    if _PLAN.value:
+        show_plan(stages.plan(targets, Path(run.workdir)))
+        return None
+    reporter = console.reporter()
+    try:
+        return train.run_all(targets, run, reporter)
+    finally:
+        reporter.close()
+
+
+def show_plan(rows: Sequence[stages.Planned]) -> None:
+    """The DAG as a table, parents first."""
+    table = Table(title="plan", title_justify="left")
+    for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
+        table.add_column(column, justify="right" if column in ("steps", "TFLOP", "objective state") else "left")
+    for row in rows:
+        teacher = row.stage.teacher.id if row.stage.teacher is not None else "-"
+        size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
+        table.add_row(
+            row.stage.name, row.stage.id, teacher, row.status, str(row.steps), f"{row.flops / 1e12:.3f}", size
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    todo = [row for row in rows if row.status != "done"]
+    print(f"{len(rows)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
+
+
+def rows(results: dict[str, train.Result], groups: dict[str, list[Stage]]) -> list[report.Row]:
+    """One table row a group: the test metrics of its stages, one a seed."""
+    return [
+        report.Row(name, [dict(results[s.id].metrics["test"]) for s in members]) for name, members in groups.items()
+    ]
+
+
+def publish(config: ConfigDict, name: str, table: report.Table, payload: dict[str, Any]) -> Path:
+    """Prints the table and writes it as Markdown, CSV and JSON into the work directory."""
+    folder = Path(config.run.workdir)
+    Console(width=None if sys.stdout.isatty() else 140).print(table.rich())
+    (folder / f"{name}.md").write_text(table.markdown())
+    (folder / f"{name}.csv").write_text(table.csv())
+    from kdjax import checkpoints
+
+    checkpoints.write_json(folder / f"{name}.json", payload)
+    return folder
+
+
+def pooled(results: dict[str, train.Result], members: Sequence[Stage]) -> Any:
+    """The reliability bins of a group, its seeds' test examples pooled."""
+    bins = [metrics.reliability(*results[s.id].logits("test")) for s in members]
+    total = bins[0]
+    for other in bins[1:]:
+        total = total.merge(other)
+    return total

@@ -1,0 +1,52 @@
+"""Iterative self-distillation: two chains of generations, from an uncalibrated and from a calibrated generation 0.
+
+    python -m experiments.generations --config=configs/cifar100.py:cpu --workdir runs/c100
+    python -m experiments.generations --config.recipe.generations=6
+
+In each chain generation 0 is the teacher's recipe (once with NLL, once with the config's calibrator), and every further
+generation is the student's recipe, taught by the generation before it (KD(C), figure 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from experiments import common
+from kdjax import metrics, report
+from kdjax.stages import Stage, generations
+
+
+def run(config: ConfigDict) -> None:
+    groups: dict[str, list[Stage]] = {}
+    for seed in config.seeds:
+        teacher, student = common.pair(config, seed)
+        plain = dataclasses.replace(teacher.recipe, method="nll", options=())
+        chains = {
+            "KD(UC)": Stage(plain, name=f"{common.label(plain)} generation 0 seed {seed}"),
+            "KD(C)": dataclasses.replace(teacher, name=f"{common.label(teacher.recipe)} generation 0 seed {seed}"),
+        }
+        for chain, start in chains.items():
+            named = dataclasses.replace(student, teacher=start, name=f"{chain} seed {seed}")
+            for k, stage in enumerate(generations(named, config.recipe.generations)):
+                groups.setdefault(f"{chain} generation {k}", []).append(stage)
+    results = common.execute(config, [s for members in groups.values() for s in members])
+    if results is None:
+        return
+    rows = common.rows(results, groups)
+    differences = {}
+    for k in range(config.recipe.generations + 1):
+        ece = {
+            chain: [results[s.id].metrics["test"]["ece"] for s in groups[f"{chain} generation {k}"]]
+            for chain in ("KD(C)", "KD(UC)")
+        }
+        if len(config.seeds) > 1:
+            differences[k] = metrics.paired_difference(ece["KD(C)"], ece["KD(UC)"])._asdict()
+    ids = {name: [s.id for s in members] for name, members in groups.items()}
+    payload = {"stages": ids, "rows": [r._asdict() for r in rows], "ece_difference": differences}
+    common.publish(config, "generations", report.table(rows), payload)
+
+
+if __name__ == "__main__":
+    common.main(run, "configs/digits.py")

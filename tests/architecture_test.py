@@ -1,0 +1,172 @@
+"""The never-list of docs/architecture.md, walked over the syntax trees of every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "kdjax").rglob("*.py"))
+
+FLOORS = {
+    "errors": 0,
+    "types": 0,
+    "losses": 1,
+    "metrics": 1,
+    "targets": 1,
+    "transforms": 1,
+    "theory": 1,
+    "objectives": 2,
+    "posthoc": 2,
+    "models": 2,
+    "teachers": 2,
+    "optim": 2,
+    "step": 3,
+    "data": 4,
+    "checkpoints": 4,
+    "provenance": 4,
+    "recipes": 4,
+    "trainer": 4,
+    "stages": 5,
+    "console": 5,
+    "train": 5,
+    "report": 5,
+    "cli": 6,
+    "__init__": 7,
+}
+OUTSIDE = {
+    "absl",
+    "ml_collections",
+    "orbax",
+    "tensorflow_datasets",
+    "grain",
+    "array_record",
+    "matplotlib",
+    "tensorflow",
+}
+FILE_CALLS = {
+    "open",
+    "savez",
+    "savez_compressed",
+    "load",
+    "write_text",
+    "read_text",
+    "write_bytes",
+    "read_bytes",
+    "mkdir",
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "kdjax").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, at whatever depth, with `from kdjax import x` spelled kdjax.x."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write kdjax.<room>"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names(path: Path) -> Iterator[str]:
+    """Dotted names of everything called or used as a decorator."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def test_every_room_has_a_floor():
+    assert {room(p) for p in FILES} <= FLOORS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    floor = FLOORS[room(path)]
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "kdjax" and rest and rest.split(".")[0] in FLOORS:
+            other = rest.split(".")[0]
+            assert FLOORS[other] <= floor, f"{path} (floor {floor}) imports {name} (floor {FLOORS[other]})"
+        assert top not in ("configs", "experiments"), f"{path} imports {name}"
+        if floor <= 3:
+            assert top not in OUTSIDE, f"{path} (floor {floor}) imports {name}"
+        if room(path) in ("losses", "metrics", "targets"):
+            assert top != "flax", f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if FLOORS[room(p)] <= 3], ids=lambda p: str(p.relative_to(ROOT)))
+def test_low_floors_do_no_files(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            assert called not in FILE_CALLS, f"{path}:{node.lineno} calls {called}"
+
+
+def owners(module: str) -> set[str]:
+    return {room(p) for p in FILES for name in imports(p) if name.split(".")[0] == module}
+
+
+def test_one_room_owns_each_library():
+    assert [str(p.relative_to(ROOT)) for p in FILES if any(n.startswith("orbax") for n in imports(p))] == [
+        "kdjax/checkpoints.py"
+    ]
+    assert owners("tensorflow_datasets") <= {"data"} and owners("grain") <= {"data"}
+    assert owners("matplotlib") <= {"report"}
+    assert owners("flax") <= {"models"}
+    assert owners("ml_collections") == set()
+
+
+def test_compilation_is_in_step():
+    """`jax.jit` only in step.py; posthoc and metrics may jit data-independent helpers at their public edge."""
+    allowed = {"step", "posthoc", "metrics"}
+    for path in FILES:
+        if room(path) not in allowed:
+            assert not {"jax.jit", "jax.pmap"} & set(names(path)), f"{path} compiles"
+
+
+def test_no_pickle_no_eval():
+    for path in [*FILES, *(ROOT / "experiments").rglob("*.py"), *(ROOT / "configs").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve"} & {n.split(".")[0] for n in imports(path)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, f"{path}:{node.value.lineno}"
+
+
+def test_no_method_names_outside_the_registry():
+    """Nobody asks which method it is: no comparison with a registered name outside `objectives` and `configs`."""
+    from kdjax.objectives import METHODS
+
+    for path in [*FILES, *(ROOT / "experiments").rglob("*.py")]:
+        if path.parts[-2] == "objectives":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and any(
+                isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value in METHODS
+                for n in [node.left, *node.comparators]
+            ):
+                assert not {"method", "objective"} & {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}, (
+                    f"{path}:{node.lineno} compares with a method's name"
+                )
+
+
+def test_files_read_in_one_sitting():
+    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "tensorflow_datasets", "matplotlib", "grain", "sklearn", "torch"])
+def test_import_stays_light(name):
+    code = f"import kdjax, kdjax.train, sys; sys.exit({name!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, f"import kdjax pulls in {name}"
