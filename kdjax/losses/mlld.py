@@ -1,0 +1,119 @@
+"""Multi-level logit distillation (floor 1); the conventions are those of `kdjax.losses.distillation`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax.errors import Refused, one_of, positive
+from kdjax.losses.distillation import kd, present_pair
+from kdjax.targets.simple import standardize, temper
+
+
+class Levels(NamedTuple):
+    """The three levels of MLLD, scalars."""
+
+    instance: Float[Array, ""]
+    category: Float[Array, ""]
+    batch: Float[Array, ""]
+
+
+def mlld(
+    logits: Float[Array, "2B K"],
+    teacher_logits: Float[Array, "2B K"],
+    *,
+    T: Any = 4.0,
+    temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0),
+    variant: str = "reference",
+    standardise: bool = False,
+    weight: Float[Array, "2B"] | None = None,
+) -> Levels:
+    """Multi-level logit distillation over two views stacked along the batch axis, the weak one first.
+
+    With temperatures tau in (T, 3, 5, 2, 6), KL = tau^2 KL(q^tau||p^tau), P and Q the B x K probabilities at tau:
+    instance: sum_tau mean_i KL; category: (1/K) ||Q'Q - P'P||_F^2; batch: (1/B) ||QQ' - PP'||_F^2.
+    phi, psi: the share of examples (classes) whose weak teacher confidence (summed probability) is at most the median.
+
+    variant="reference", the authors' arithmetic: the median masks multiply already reduced numbers, so that
+    phi, psi ~ 1/2 are mere weights; phi * KL of the weak view over all five tau; KL of the strong view over (T, 3, 5)
+    and, in place of it, of the weak view once more over (2, 6); psi * category and phi * batch of the weak view only.
+
+    variant="selecting", as the method is described (our reading; no code of it exists): masks select examples, classes
+    and rows of the batch matrix of the weak view; the strong view enters all three levels, unmasked, at all five tau.
+
+    Args:
+      logits, teacher_logits: [2B, K].
+      T: base temperature, the first of the five.
+      temperatures: the other four.
+      standardise: LSKD's variant: standardised logits in the instance level, raw ones in the other two.
+      weight: [2B]; both views of an example carry the same weight.
+
+    Raises:
+      Refused: an odd number of rows; unknown variant.
+
+    Source: Jin et al., CVPR 2023, code Jin-Ying/Multi-Level-Logit-Distillation. Published weights: 0.9 on the sum
+    of the levels, 0.1 on the cross-entropy of *each* view (0.2 on their mean).
+    """
+    one_of("variant", variant, ("reference", "selecting"))
+    positive("T", T)
+    if logits.shape[0] % 2 or not logits.shape[0]:
+        raise Refused(
+            f"mlld was given {logits.shape[0]} rows; it needs two views stacked: use the transform two_views."
+        )
+    z, t, w = present_pair(logits, teacher_logits, weight)
+    half = z.shape[0] // 2
+    w = 2 * w[:half]
+    raw = (z[:half], t[:half]), (z[half:], t[half:])
+    kl_in = tuple((standardize(a), standardize(b)) for a, b in raw) if standardise else raw
+    q = jnp.exp(temper(raw[0][1], 1.0))
+    easy_rows = (jnp.max(q, axis=-1) <= _median(jnp.max(q, axis=-1), w > 0)).astype(z.dtype)
+    sums = jnp.sum(w[:, None] * q, axis=0)
+    easy_classes = (sums <= _median(sums, jnp.ones(sums.shape, bool))).astype(z.dtype)
+    taus = (T, *temperatures)
+
+    def instance(view, taus, mask=1.0):
+        return sum(jnp.sum(w * mask * kd(*kl_in[view], T=tau)) for tau in taus)
+
+    def category(view, mask=1.0):
+        return sum(jnp.sum(mask * _gram(raw[view], tau, w).mean(axis=1)) for tau in taus)
+
+    def rows(view, mask=1.0):
+        return sum(jnp.sum(mask * _pairs(raw[view], tau, w)) for tau in taus)
+
+    if variant == "selecting":
+        return Levels(
+            instance(0, taus, easy_rows) + instance(1, taus),
+            category(0, easy_classes) + category(1),
+            rows(0, easy_rows) + rows(1),
+        )
+    phi, psi = jnp.sum(w * easy_rows), jnp.mean(easy_classes)
+    weak_again = instance(0, taus) * phi + instance(1, taus[:3]) + instance(0, taus[3:])
+    return Levels(weak_again, psi * category(0), phi * rows(0))
+
+
+def _median(x: Array, kept: Array) -> Array:
+    """Median of the kept entries, the mean of the middle two when their number is even."""
+    n = jnp.maximum(jnp.sum(kept), 1)
+    ordered = jnp.sort(jnp.where(kept, x, jnp.inf))
+    return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2])
+
+
+def _gram(pair: tuple[Array, Array], tau: Any, w: Array) -> Array:
+    """Squared entries of Q'Q - P'P [K, K]; with weights, those of B sum_i w_i q_i q_i'."""
+    P, Q = (jnp.exp(temper(x, tau)) for x in pair)
+    w = w[:, None] * _count(w)
+    return (Q.T @ (w * Q) - P.T @ (w * P)) ** 2
+
+
+def _pairs(pair: tuple[Array, Array], tau: Any, w: Array) -> Array:
+    """Row sums of the squared entries of QQ' - PP' [B, B], each row and column with its weight, over B."""
+    P, Q = (jnp.exp(temper(x, tau)) for x in pair)
+    return _count(w) * w * jnp.sum(w * (Q @ Q.T - P @ P.T) ** 2, axis=-1)
+
+
+def _count(w: Array) -> Array:
+    """B: the number of examples that normalised weights stand for (Kish's effective size; exact for 0 and 1)."""
+    squares = jnp.sum(w**2)
+    return 1.0 / jnp.where(squares > 0, squares, 1.0)
