@@ -103,7 +103,7 @@ def debiased_l2(
       root: return sqrt(max(0, ·)), in [0, 1], which is no longer unbiased; if False the square, which may be negative.
       edges: M + 1 fixed edges instead (a binned or discrete model).
 
-    Source: Kumar, Liang & Ma 2019, verified_calibration, which cuts midway between neighbouring chunks of ⌈N/M⌉.
+    Source: Kumar, Liang & Ma 2019, verified_calibration, which cuts midway between neighbouring chunks.
     """
     confidence, correct = _check.confidences(confidence, correct)
     found = binned(confidence, correct, bins=interpolated_edges(confidence, bins) if edges is None else edges)

@@ -104,8 +104,8 @@ def fpr_at_tpr(
 
     Args:
       tpr: in (0, 1]; 0.95 gives FPR95.
-      rule: "at_least": the first threshold whose rate reaches `tpr`; "nearest": the threshold whose rate is nearest to
-        it, the first of several, as CRL's code does.
+      rule: "at_least": the first threshold whose rate reaches `tpr`; "nearest": the corner of the curve whose rate is
+        nearest to it, the first of several, as CRL's code does (scikit-learn drops the points between two corners).
 
     Returns:
       Fraction in [0, 1]; 0 if there is no negative or no positive.
@@ -117,7 +117,7 @@ def fpr_at_tpr(
         return 0.0
     from sklearn.metrics import roc_curve
 
-    false, true, _ = roc_curve(correct, score, drop_intermediate=False)
+    false, true, _ = roc_curve(correct, score, drop_intermediate=rule == "nearest")
     where = np.argmax(true >= tpr) if rule == "at_least" else np.argmin(np.abs(true - tpr))
     return float(false[where])
 
