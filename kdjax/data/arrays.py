@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from kdjax.data import checks
-from kdjax.data.splits import Normalisation, Source, assemble, check_num_classes
+from kdjax.data.order import permutation
+from kdjax.data.splits import Normalisation, Source, assemble, check_num_classes, take
 from kdjax.errors import Refused
 from kdjax.types import Dataset, Split
-
-SPLITS = ("train", "calibration", "test")
 
 
 def from_arrays(
@@ -78,7 +77,7 @@ def npz_source(
     if num_classes is None:
         if "num_classes" not in arrays and not names:
             raise Refused(
-                f"{path} does not say how many classes it has; expected data.num_classes=K, or num_classes=K among the "
+                f"{path} does not say how many classes it has; expected an entry num_classes: add num_classes=K to the "
                 "arguments of np.savez."
             )
         found = arrays["num_classes"] if "num_classes" in arrays else np.array(len(names))
@@ -92,9 +91,6 @@ def npz_source(
                 f"a test split of {size!r} of the {n} examples in {path} leaves too few; expected test_examples in "
                 f"[1, {n - 2}]."
             )
-        from kdjax.data.order import permutation
-        from kdjax.data.splits import take
-
         order = permutation(n, "test", 0)
         train, test = take(pool, np.sort(order[size:])), take(pool, np.sort(order[:size]))
         return _source("arrays", train, None, test, num_classes, names)
@@ -123,9 +119,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise Refused(f"there is no file {path}; expected an .npz written by np.savez: correct data.path.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise Refused(f"{path} holds a single array; expected an .npz with several: write it by np.savez.")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise Refused(f"{path} holds a single array; expected an .npz with several: write it by np.savez.")
+        with archive:
             return {key: _member(path, archive, key) for key in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise Refused(f"{path} cannot be read as .npz ({error}); expected a file written by np.savez.") from error

@@ -46,7 +46,7 @@ def cached(folder: Path, key: str, build: Callable[[], Arrays]) -> tuple[Arrays,
     if damaged:
         try:
             return _read(entry)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"cached data in {entry} is damaged ({error}); rebuilding it.", stacklevel=2)
     arrays = build()
     digests = {name: digest(array) for name, array in arrays.items()}
@@ -83,7 +83,9 @@ def _write(entry: Path, arrays: Arrays, digests: dict[str, str]) -> None:
     try:
         for name, array in arrays.items():
             with open(scratch / f"{name}.npy", "wb") as file:
-                np.save(file, array, allow_pickle=False)
+                # np.save hides the reason of a short write; file.write raises "No space left on device".
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                file.write(np.ascontiguousarray(array).data)
                 file.flush()
                 os.fsync(file.fileno())
         with open(scratch / "meta.json", "w") as file:

@@ -8,6 +8,7 @@ memory (0.2 s, most of it the checksum).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -33,7 +34,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       shards: paths by split, in order.
-      lengths: examples by split.
+      lengths: numbers of examples, one for each shard.
       shape: [H, W, C] of every image.
       image, label: the names of the two features.
     """
@@ -42,7 +43,7 @@ class Prepared(NamedTuple):
     version: str
     folder: Path
     shards: dict[str, list[Path]]
-    lengths: dict[str, int]
+    lengths: dict[str, list[int]]
     shape: tuple[int, int, int]
     image: str
     label: str
@@ -124,7 +125,7 @@ def describe(name: str, data_dir: Path) -> Prepared:
         shards[split["name"]] = [
             folder / _fill(template, base, split["name"], i, len(counts)) for i in range(len(counts))
         ]
-        lengths[split["name"]] = sum(counts)
+        lengths[split["name"]] = counts
     names = folder / f"{label}.labels.txt"
     return Prepared(
         name=base,
@@ -162,60 +163,62 @@ def read_split(
 
 def decode_split(found: Prepared, split: str) -> Arrays:
     """Decodes a split into memory, in the order of the shards."""
-    images = np.empty((found.lengths[split], *found.shape), np.uint8)
-    labels = np.empty(found.lengths[split], np.int32)
-    position = 0
-    for record in records(found.shards[split]):
-        if position < len(images):
-            images[position], labels[position] = parse(found, record)
-        position += 1
-    if position != len(images):
-        raise Refused(
-            f"{found.name} {split} in {found.folder} holds {position} records where dataset_info.json says "
-            f"{len(images)}; expected them to agree: prepare the set again."
-        )
+    n = sum(found.lengths[split])
+    images, labels = np.empty((n, *found.shape), np.uint8), np.empty(n, np.int64)
+    for i, record in enumerate(records(found, split)):
+        images[i], labels[i] = parse(found, record)
     return {"image": images, "label": labels}
 
 
-def records(shards: list[Path]) -> Iterator[bytes]:
-    """The serialized examples of array_record files, in order.
+def records(found: Prepared, split: str) -> Iterator[bytes]:
+    """The serialized examples of a split, in the order of its shards.
 
     Raises:
       Refused: a damaged file, by name.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    for shard in shards:
+    for shard, declared in zip(found.shards[split], found.lengths[split], strict=True):
         reader = None
         try:
             reader = ArrayRecordReader(str(shard))
             total = reader.num_records()
+            if total != declared:
+                raise ValueError(f"it holds {total} records where dataset_info.json says {declared}")
             for start in range(0, total, RECORDS):
                 yield from reader.read(start, min(start + RECORDS, total))
         except (RuntimeError, ValueError, IndexError, OSError) as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
             raise Refused(
-                f"{shard} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-                "expected an undamaged array_record file: prepare the set again."
+                f"{shard} cannot be read ({reason}); expected an undamaged array_record file: prepare the set again."
             ) from error
         finally:
             if reader is not None:
-                reader.close()
+                with contextlib.suppress(RuntimeError):  # a damaged file fails again when it is closed
+                    reader.close()
 
 
 def parse(found: Prepared, record: bytes) -> tuple[np.ndarray, int]:
     """(uint8 image [H, W, C], label) of one serialized example."""
+    from google.protobuf.message import DecodeError
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    encoded = features[found.image].bytes_list.value[0]
-    with Image.open(io.BytesIO(encoded)) as picture:
-        image = np.asarray(picture.convert("L" if found.shape[-1] == 1 else "RGB"), np.uint8)
+    try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        label = features[found.label].int64_list.value[0]
+        with Image.open(io.BytesIO(features[found.image].bytes_list.value[0])) as picture:
+            image = np.asarray(picture.convert("L" if found.shape[-1] == 1 else "RGB"), np.uint8)
+    except (DecodeError, IndexError, OSError, SyntaxError) as error:
+        raise Refused(
+            f"a record of {found.name} in {found.folder} is no image with a label ({type(error).__name__}: {error}); "
+            "expected what tfds writes: prepare the set again."
+        ) from error
     if image.size != np.prod(found.shape):
         raise Refused(
             f"an image of {found.name} has shape {image.shape}; expected {found.shape} as features.json says."
         )
-    return image.reshape(found.shape), features[found.label].int64_list.value[0]
+    return image.reshape(found.shape), label
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> bool:

@@ -17,8 +17,8 @@ from kdjax.types import Dataset, Split
 
 Normalisation = str | tuple[Sequence[float], Sequence[float]] | None
 
-# One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C). It is neither set's own: CIFAR-100's train split has
-# mean (0.507, 0.487, 0.441) and deviation (0.267, 0.256, 0.276).
+# One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C); CIFAR-100's own constants are mean (0.507, 0.487,
+# 0.441) and deviation (0.267, 0.256, 0.276).
 KDC = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 NORMALISATIONS = ("kdc", "own", "none")
 
@@ -76,7 +76,7 @@ def assemble(
     else:
         rest = permutation(len(source.train.label), "train", split_seed)
         calibration = source.calibration
-        if not _unseen(calibration, source.train).any():
+        if set(_contents(calibration)) <= set(_contents(source.train)):
             raise Refused(
                 f"every one of the {len(calibration.label)} calibration examples also occurs in train; expected a "
                 "held-out split: remove them from train, or leave calibration out to have it split off."
@@ -126,19 +126,17 @@ def hold_out(n: int, seed: int, fraction: float) -> tuple[np.ndarray, np.ndarray
     return np.sort(order[:size]), order[size:]
 
 
-def overlap(teacher: Dataset, student: Dataset) -> np.ndarray:
-    """Positions in the student's calibration split whose example the teacher was trained on.
+def overlap(teacher: Dataset, student: Dataset) -> int:
+    """How many of the student's calibration examples the teacher was trained on.
 
-    Examples are compared by content (inputs and label), so that it also holds for sets that were split by hand. An
-    example that the student's own training split contains as well is the source's duplicate (CIFAR-100 has 14 groups
-    within train), not a leak, and is not counted.
+    Examples are compared by content (inputs and label), so that it also holds for sets that were split by hand. A
+    teacher that held out the very same calibration split has seen none of it; what still coincides then are the
+    source's own duplicates (CIFAR-100 has 14 groups of them within train).
     """
-    if teacher.fingerprint == student.fingerprint:
-        return np.zeros(0, np.int64)
-    seen = ~_unseen(student.calibration, teacher.train)
-    if seen.any():
-        seen &= _unseen(student.calibration, student.train)
-    return np.flatnonzero(seen)
+    if teacher.calibration_id == student.calibration_id:
+        return 0
+    seen = set(_contents(teacher.train))
+    return sum(content in seen for content in _contents(student.calibration))
 
 
 def verify_splits(teacher: Dataset, student: Dataset) -> None:
@@ -156,7 +154,7 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
             f"the teacher's data set {teacher.name!r} has {teacher.num_classes} classes and the student's "
             f"{student.name!r} has {student.num_classes}; expected the same classes."
         )
-    if leaked := len(overlap(teacher, student)):
+    if leaked := overlap(teacher, student):
         raise Refused(
             f"the teacher was trained on {leaked} of the student's {len(student.calibration.label)} calibration "
             f"examples (calibration splits {teacher.calibration_id[:12]} and {student.calibration_id[:12]}); expected "
@@ -252,13 +250,21 @@ def normalise(
 def channel_statistics(array: np.ndarray, positions: np.ndarray, scale: float) -> tuple[list[float], list[float]]:
     """Mean and population deviation of each channel of array[positions] / scale; a constant channel has std 1."""
 
-    def total(fn) -> np.ndarray:
-        blocks = (array[block].reshape(-1, array.shape[-1]) for block in checks.chunks(positions))
-        return sum((fn(block / scale).sum(0) for block in blocks), np.zeros(array.shape[-1]))
-
-    count = len(positions) * int(np.prod(array.shape[1:-1]))
-    mean = total(lambda block: block.astype(np.float64)) / count
-    variance = total(lambda block: (block.astype(np.float64) - mean) ** 2) / count
+    channels = array.shape[-1]
+    blocks = [positions[start : start + checks.CHUNK] for start in range(0, len(positions), checks.CHUNK)]
+    if array.dtype == np.uint8:  # exact, and ten times as fast as sums of floats
+        counts = np.zeros((channels, 256), np.int64)
+        for block in blocks:
+            for c, values in enumerate(array[block].reshape(-1, channels).T):
+                counts[c] += np.bincount(values, minlength=256)
+        values = np.arange(256) / scale
+        mean = counts @ values / counts.sum(1)
+        variance = ((values - mean[:, None]) ** 2 * counts).sum(1) / counts.sum(1)
+    else:
+        n = len(positions) * int(np.prod(array.shape[1:-1]))
+        rows = lambda block: array[block].reshape(-1, channels).astype(np.float64) / scale  # noqa: E731
+        mean = sum((rows(block).sum(0) for block in blocks), np.zeros(channels)) / n
+        variance = sum((((rows(block) - mean) ** 2).sum(0) for block in blocks), np.zeros(channels)) / n
     std = np.where(variance > 0, np.sqrt(variance), 1.0)
     return [float(f"{v:.6g}") for v in mean], [float(f"{v:.6g}") for v in std]
 
@@ -272,12 +278,6 @@ def _at_most(what: str, asked: int | None, available: int) -> int:
             "split, or nothing for all of them."
         )
     return int(asked)
-
-
-def _unseen(what: Split, within_split: Split) -> np.ndarray:
-    """bool [N]: the examples of `what` that do not occur in `within_split`, by content."""
-    known = set(_contents(within_split))
-    return np.array([content not in known for content in _contents(what)])
 
 
 def _contents(split: Split):
