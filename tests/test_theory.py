@@ -1,10 +1,15 @@
 """Theorems 1 and 2 of KD(C): the seven checks, the closed forms, and that the checks can fail."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 from scipy.special import expit, logit
 
+from experiments import theory as command
 from kdjax import theory
 from kdjax.errors import Refused
 from kdjax.theory import CHECKS, linear
@@ -137,3 +142,45 @@ def test_population_ece_groups_equal_predictions():
 def test_refusals(call, sentence):
     with pytest.raises(Refused, match=sentence):
         call(*_data())
+
+
+def test_command_prints_the_table_and_writes_both_files(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.theory", f"--workdir={tmp_path}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("theory: 7 of 7 checks hold")
+    written = json.loads((tmp_path / "theory.json").read_text())
+    assert [check["check"][0] for check in written] == list("1234567")
+    for check in written:
+        for m in check["measurements"]:
+            assert f"{m['value']:.4g}" in done.stdout
+    assert (tmp_path / "theory.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_command_says_so_when_a_check_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(linear, "third_order_gap", lambda z_s, z_t, alpha, T: 1.0)
+    assert not command.run(tmp_path)
+    assert "theory: 6 of 7 checks hold" in capsys.readouterr().out
+
+
+def test_command_names_a_folder_it_cannot_write(tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.theory", f"--workdir={tmp_path / 'taken'}"], capture_output=True, text=True
+    )
+    assert done.returncode == 74 and "taken" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.5, np.inf), "≥ 0.5"),
+        ((0.0, 1e-9), "≤ 1e-09"),
+        ((1.95, 2.05), "[1.95, 2.05]"),
+        ((0.2 - 1e-12, 0.2 + 1e-12), "0.2 ± 1e-12"),
+    ],
+)
+def test_expected_in_words(interval, words):
+    assert command.expected(theory.Measurement("x", 0.0, *interval)) == words
