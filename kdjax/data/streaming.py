@@ -60,8 +60,8 @@ def stream(
 ) -> Iterator[Batch]:
     """Training batches of the steps start, start + 1, ..., stop - 1, read ahead by threads.
 
-    Step s takes row s mod (N // B) of `epoch_order(N, B, seed=seed, epoch=s // (N // B))`; process p of P takes the p-th
-    of P equal slices of each batch, so the concatenation over processes is the batch of a single one.
+    Step s takes row s mod (N // B) of `epoch_order(N, B, seed=seed, epoch=s // (N // B))`; process p of P takes the
+    p-th of P equal slices of each batch, so the concatenation over processes is the batch of a single one.
 
     Args:
       source: anything with `len` and `source[i] -> (inputs, label)` that may be read by several threads.
