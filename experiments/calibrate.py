@@ -26,7 +26,7 @@ def run(config: ConfigDict) -> None:
         fitted = scale.fit(*results[stage.id].logits("calibration"))
         logits, labels = results[stage.id].logits("test")
         rescaled.append(metrics.evaluate(scale.apply(fitted, logits), labels))
-        temperatures.append(float(fitted))
+        temperatures.append(float(fitted["T"]))
     rows.append(report.Row(f"{name} + temperature", rescaled))
     payload = {"stages": [s.id for s in stages], "rows": [r._asdict() for r in rows], "temperatures": temperatures}
     common.publish(config, "calibrate", report.table(rows), payload)

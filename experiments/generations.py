@@ -42,7 +42,7 @@ def run(config: ConfigDict) -> None:
             for chain in ("KD(C)", "KD(UC)")
         }
         if len(config.seeds) > 1:
-            differences[k] = metrics.paired_difference(ece["KD(C)"], ece["KD(UC)"])._asdict()
+            differences[k] = metrics.paired(ece["KD(C)"], ece["KD(UC)"])._asdict()
     ids = {name: [s.id for s in members] for name, members in groups.items()}
     payload = {"stages": ids, "rows": [r._asdict() for r in rows], "ece_difference": differences}
     common.publish(config, "generations", report.table(rows), payload)

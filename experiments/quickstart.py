@@ -62,7 +62,7 @@ def differences(results: dict[str, train.Result], groups: Groups, temperatures: 
             [results[s.id].metrics["test"] for s in groups[f"student {name}, T={T:g}"]] for name in ("KD(C)", "KD(UC)")
         ]
         found[f"T={T:g}"] = {
-            key: metrics.paired_difference([m[key] for m in sides[0]], [m[key] for m in sides[1]])._asdict()
+            key: metrics.paired([m[key] for m in sides[0]], [m[key] for m in sides[1]])._asdict()
             for key in ("top1", "nll", "brier", "ece")
         }
     return found
@@ -106,7 +106,7 @@ def run(config: ConfigDict) -> None:
 
 def difference_sentence(T: str, ece: dict) -> str:
     return (
-        f"ECE, KD(C) - KD(UC) at {T}: {100 * ece['mean']:+.2f} points, {100 * ece['level']:.0f} % bootstrap interval "
+        f"ECE, KD(C) - KD(UC) at {T}: {100 * ece['mean']:+.2f} points, 95 % bootstrap interval "
         f"[{100 * ece['low']:+.2f}, {100 * ece['high']:+.2f}], n = {ece['n']} seeds."
     )
 

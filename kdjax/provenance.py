@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 
-def environment(seconds: float) -> dict[str, Any]:
+def environment(seconds: float | None = None) -> dict[str, Any]:
     """Versions, commit, device and wall seconds of a run."""
     names = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
@@ -30,5 +30,5 @@ def environment(seconds: float) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "seconds": round(seconds, 3),
+        **({} if seconds is None else {"seconds": round(seconds, 3)}),
     }

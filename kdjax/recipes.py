@@ -122,12 +122,16 @@ class Recipe:
         one_of("precision", self.precision, ("float32", "bfloat16"))
         one_of("select", self.select, ("best", "last"))
         transforms.build(self.transform)
-        _optimizer(self.optimizer, self.epochs, 1)
+        _optimizer(self.optimizer, self.epochs, 1000)
         return self
 
     def canonical(self) -> str:
-        """JSON with sorted keys and no spaces: the text that is hashed and stored."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """JSON with sorted keys and no spaces: the text that is hashed and stored.
+
+        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies.
+        """
+        fields = dataclasses.asdict(dataclasses.replace(self, data=dataclasses.replace(self.data, path="")))
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ import jax
 
 from kdjax import checkpoints, data
 from kdjax.errors import Refused
-from kdjax.recipes import Data, Recipe, from_dict, parts
+from kdjax.recipes import Data, Recipe, parts
 from kdjax.step import forward_flops
 from kdjax.types import Dataset, Spec
 
@@ -170,9 +170,3 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
 def _shapes(own: Dataset) -> tuple:
     leaves, tree = jax.tree.flatten(own.train.inputs)
     return tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves)
-
-
-def stored(directory: Path) -> tuple[Recipe, Sequence[str]]:
-    """Recipe and parents' ids of a finished or begun stage, from its files."""
-    recipe = from_dict(Recipe, checkpoints.read_json(directory / "recipe.json"))
-    return recipe, checkpoints.read_json(directory / "parents.json")

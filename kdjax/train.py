@@ -17,6 +17,7 @@ import numpy as np
 
 from kdjax import checkpoints, console, metrics, posthoc, provenance, stages, step, teachers
 from kdjax.errors import Refused
+from kdjax.processes import any_process, is_primary, on_primary
 from kdjax.recipes import Parts, parts
 from kdjax.stages import Stage
 from kdjax.step import State
@@ -110,7 +111,6 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
 
 
 def _abstract_variables(task: Task) -> PyTree:
-    mesh = step.mesh(1)
     p = task.parts
     program = step.init_step(
         model=p.model,
@@ -118,12 +118,10 @@ def _abstract_variables(task: Task) -> PyTree:
         optimizer=p.optimizer,
         spec=task.spec,
         preprocess=p.preprocess,
-        mesh=mesh,
+        mesh=step.mesh(1),
     )
     example = jax.tree.map(lambda x: np.asarray(x[:1]), task.dataset.train.inputs)
-    shapes = jax.eval_shape(program.jitted, np.uint32(0), example).variables
-    whole = step.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    return jax.eval_shape(program.jitted, np.uint32(0), example).variables
 
 
 def run_all(targets: Iterable[Stage], run: Run, reporter: console.Reporter | None = None) -> dict[str, Result]:
@@ -162,11 +160,11 @@ def run_stage(
     asked = asked if asked is not None else {}
     workdir = Path(run.workdir)
     directory = stage.directory(workdir)
-    if not checkpoints.verify_manifest(directory):
+    if on_primary(lambda: not checkpoints.verify_manifest(directory)):
         reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
         return read_result(stage, workdir)
-    _own(stage, directory)
-    with checkpoints.Lock(directory):
+    on_primary(lambda: _own(stage, directory))
+    with checkpoints.Lock(directory) if is_primary() else contextlib.nullcontext():
         return _Run(stage, run, reporter, asked).finish(position, total)
 
 
@@ -263,13 +261,13 @@ class _Run:
         self._evaluate(began)
         self.store.close()
         self.best.close()
-        checkpoints.write_manifest(self.directory)
+        on_primary(lambda: checkpoints.write_manifest(self.directory) and None)
         return read_result(self.stage, self.workdir, reused=False)
 
     def _resume(self) -> State:
         restored = self.store.restore(self.trainer.abstract())
         if restored is None:
-            self._write_lines()
+            on_primary(self._write_lines)
             return self.trainer.init()
         for message in restored.skipped:
             self.reporter.message(message)
@@ -282,7 +280,7 @@ class _Run:
                 break
             if line["step"] <= restored.step:
                 self.lines.append(line)
-        self._write_lines()
+        on_primary(self._write_lines)
         self.reporter.message(f"{self.stage.name}: resumed at step {restored.step}")
         return restored.tree
 
@@ -291,14 +289,16 @@ class _Run:
         per_epoch, every = self.task.steps_per_epoch, self.run.checkpoint_steps
         at = int(state.step)
         end = (at // per_epoch + 1) * per_epoch
-        while at < end and not self.asked:
-            stop = min(end, (at // every + 1) * every) if every else end
-            state, at = self._steps(state, at, stop)
-            if at < end and (self.asked or (every and at % every == 0)):
+        stop = False
+        while at < end and not stop:
+            due = min(end, (at // every + 1) * every) if every else end
+            state, at = self._steps(state, at, due)
+            stop = any_process(bool(self.asked))
+            if at < end and (stop or (every and at % every == 0)):
                 self._save(state, at)
         if at == end:
-            state = self._close_epoch(state, at)
-        if self.asked and at < self.stage.recipe.epochs * per_epoch:
+            state = self._close_epoch(state, at, save=stop)
+        if stop and at < self.stage.recipe.epochs * per_epoch:
             raise Interrupted(f"{self.stage.name}: stopped at step {at} and saved; run the same command to go on.")
         return state
 
@@ -307,7 +307,8 @@ class _Run:
         for state, logs in self.trainer.steps(state, stop=stop):
             collected.append(logs)
             at += len(logs["loss"])
-            if self.asked:
+            # Several processes agree on a stop only where all of them ask, at the end of this window.
+            if self.asked and jax.process_count() == 1:
                 break
         logs = gather(collected)
         refuse_divergence(logs, before, self.stage.name, self.task.parts.schedule)
@@ -315,7 +316,7 @@ class _Run:
             self.window.setdefault(name, []).extend(float(v) for v in values)
         return state, at
 
-    def _close_epoch(self, state: State, at: int) -> State:
+    def _close_epoch(self, state: State, at: int, save: bool) -> State:
         split = self.task.dataset.calibration
         logits = self.trainer.predict(state.variables, split)
         state = self.trainer.refresh(state, logits, split.label)
@@ -329,10 +330,9 @@ class _Run:
             self.best.save(at, step.to_host(state.variables))
         self.lines.append(line)
         self.window = {}
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
-        due = epoch % self.run.checkpoint_epochs == 0 or epoch == self.stage.recipe.epochs or bool(self.asked)
-        if due or (self.run.checkpoint_steps and at % self.run.checkpoint_steps == 0):
+        on_primary(self._write_lines)
+        save |= epoch % self.run.checkpoint_epochs == 0 or epoch == self.stage.recipe.epochs
+        if save or (self.run.checkpoint_steps and at % self.run.checkpoint_steps == 0):
             self._save(state, at)
         text = f"top-1 {scores['top1']:.1%} ECE {scores['ece']:.1%}"
         self.reporter.epoch(epoch, train["loss"], text)
@@ -350,13 +350,18 @@ class _Run:
         restored = self.best.restore(_abstract_variables(self.task))
         if restored is None:
             raise OSError(f"{self.directory / 'selected'} holds no checkpoint that verifies; delete it and run again.")
+        variables = step.place(restored.tree, step.replicated(self.trainer.mesh))
+        logits = {
+            name: self.trainer.predict(variables, getattr(self.task.dataset, name)) for name in ("calibration", "test")
+        }
+        on_primary(lambda: self._write_results(logits, restored.step // self.task.steps_per_epoch, began))
+
+    def _write_results(self, logits: Mapping[str, np.ndarray], epoch: int, began: float) -> None:
         scores = {}
         (self.directory / "logits").mkdir(exist_ok=True)
-        for name in ("calibration", "test"):
+        for name, found in logits.items():
             split = getattr(self.task.dataset, name)
-            logits = self.trainer.predict(restored.tree, split)
-            np.savez(self.directory / "logits" / f"{name}.npz", logits=logits, label=split.label, index=split.index)
-            scores[name] = metrics.evaluate(logits, split.label)
-        epoch = restored.step // self.task.steps_per_epoch
+            np.savez(self.directory / "logits" / f"{name}.npz", logits=found, label=split.label, index=split.index)
+            scores[name] = metrics.evaluate(found, split.label)
         checkpoints.write_json(self.directory / "result.json", {"epoch": epoch, "metrics": scores})
         checkpoints.write_json(self.directory / "environment.json", provenance.environment(time.monotonic() - began))

@@ -1,0 +1,114 @@
+"""Writes `docs/methods.md` and the README's table of methods from the registry, so that neither can drift.
+
+python -m experiments.methods           # rewrites both
+python -m experiments.methods --check   # says whether they are current: exit code 0 or 2
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import app, flags
+
+from kdjax import models, objectives, posthoc
+from kdjax.objectives import METHODS, Method
+
+_CHECK = flags.DEFINE_bool("check", False, "Only compare; exit code 2 if a file is stale.")
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- methods: written by `python -m experiments.methods` -->", "<!-- end of methods -->"
+VERIFIED = {
+    "golden": "golden values of the authors' code",
+    "law": "identities, laws and finite differences",
+    "paper": "the paper's formula only",
+}
+
+
+def row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def config_line(name: str, method: Method) -> str:
+    """What selects the method: its name in the config string of any family."""
+    string = name if method.role == "calibrator" else f"conv_small,mdca,conv_tiny,{name}"
+    module = "calibrate" if method.role == "calibrator" else "distill"
+    return f"`python -m experiments.{module} --config=configs/digits.py:{string}`"
+
+
+def options(name: str) -> str:
+    return ", ".join(f"`{k}={v!r}`" for k, v in objectives.options(name).items()) or "none"
+
+
+def document() -> str:
+    """docs/methods.md, whole."""
+    lines = [
+        "# Methods",
+        "",
+        "Written from the registry by `python -m experiments.methods`; edit `kdjax/objectives/` instead. p, q: student and teacher",
+        "probabilities, z: logits, y: label, r, c: confidence and correctness of the predicted class. Published figures are top-1 / ECE in %",
+        "of the source's own table, for scale only: they belong to its networks and schedule.",
+        "",
+    ]
+    for role, title in (("calibrator", "Calibrators"), ("distiller", "Distillation")):
+        lines += [f"## {title}", ""]
+        head = ("name", "formula", "needs", "remembers", "options", "source", "published", "verified by", "selected by")
+        lines += [row(head), row("---" for _ in head)]
+        for name, m in METHODS.items():
+            if m.role == role:
+                needs = ", ".join(m.needs) or "logits"
+                lines.append(
+                    row(
+                        (
+                            f"`{name}`",
+                            m.formula,
+                            needs,
+                            m.state or "-",
+                            options(name),
+                            m.source,
+                            m.published,
+                            VERIFIED[m.verified],
+                            config_line(name, m),
+                        )
+                    )
+                )
+        lines.append("")
+    lines += [
+        "## Post-hoc calibrators",
+        "",
+        "A teacher's, by naming one in the config string: `...:conv_small,nll,conv_tiny,kd,temperature`.",
+        "",
+    ]
+    lines += [", ".join(f"`{name}`" for name in posthoc.POSTHOC) + ".", "", "## Networks", ""]
+    lines += [", ".join(f"`{name}`" for name in models.MODELS) + ", and any `wrn_<d>_<k>` with d = 6n+4.", ""]
+    return "\n".join(lines)
+
+
+def summary() -> str:
+    """The README's table."""
+    lines = [BEGIN, "", row(("method", "role", "formula", "verified by", "state")), row(["---"] * 5)]
+    lines += [row((f"`{n}`", m.role, m.formula, VERIFIED[m.verified], "built")) for n, m in METHODS.items()]
+    return "\n".join([*lines, "", END])
+
+
+def targets() -> dict[Path, str]:
+    """File -> what it should hold."""
+    readme = (ROOT / "README.md").read_text()
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return {ROOT / "docs" / "methods.md": document(), ROOT / "README.md": before + summary() + after}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    stale = [path for path, text in targets().items() if not path.exists() or path.read_text() != text]
+    if _CHECK.value and stale:
+        print(f"stale: {', '.join(str(p.relative_to(ROOT)) for p in stale)}; run python -m experiments.methods")
+        sys.exit(2)
+    for path in stale:
+        path.write_text(targets()[path])
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,56 @@
+"""Several processes that run one program: who writes, and how the others hear of it (floor 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kdjax.errors import Refused
+
+
+def is_primary() -> bool:
+    """Whether this process writes the files: process 0 does."""
+    return jax.process_index() == 0
+
+
+def broadcast(text: str) -> str:
+    """Process 0's text, on every process."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(mine.size)))
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.resize(mine, size)), np.uint8)).decode()
+
+
+def on_primary(work: Callable[[], Any]) -> Any:
+    """Runs `work` on process 0 alone, while the others wait; its JSON-able result, or its refusal, reaches all."""
+    if jax.process_count() == 1:
+        return work()
+    answer: dict[str, Any] = {}
+    failure: Exception | None = None
+    if is_primary():
+        try:
+            answer["value"] = work()
+        except (Refused, OSError) as error:
+            failure = error
+            answer[type(failure).__name__ if isinstance(failure, Refused) else "OSError"] = str(error)
+    answer = json.loads(broadcast(json.dumps(answer)))
+    if failure is not None:
+        raise failure
+    if "Refused" in answer:
+        raise Refused(answer["Refused"])
+    if "OSError" in answer:
+        raise OSError(answer["OSError"])
+    return answer["value"]
+
+
+def any_process(flag: bool) -> bool:
+    """True on every process if it is on one."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())

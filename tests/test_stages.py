@@ -1,0 +1,109 @@
+"""Stages: ids are content, plans cost nothing, generations chain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kdjax import stages, train
+from kdjax.errors import Refused
+from kdjax.stages import Stage, generations
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> str:
+    return tiny.npz(tmp_path_factory.mktemp("data"))
+
+
+def test_the_id_is_what_is_computed_and_nothing_else(npz, tmp_path, monkeypatch):
+    recipe = tiny.recipe(npz)
+    base = Stage(recipe, name="a")
+    assert base.id == Stage(recipe, name="b").id and len(base.id) == 12 and int(base.id, 16) >= 0
+    changed = {
+        "seed": tiny.recipe(npz, seed=1),
+        "epochs": tiny.recipe(npz, epochs=3),
+        "method": tiny.recipe(npz, method="focal"),
+        "option": tiny.recipe(npz, method="focal", options=(("gamma", 2.0),)),
+        "split": tiny.recipe(npz, data=dataclasses.replace(recipe.data, split_seed=1)),
+        "content": tiny.recipe(tiny.npz(tmp_path, seed=5)),
+    }
+    ids = {name: Stage(r).id for name, r in changed.items()}
+    assert len({base.id, *ids.values()}) == len(ids) + 1
+    # The same file elsewhere is the same content.
+    assert Stage(tiny.recipe(tiny.npz(tmp_path, "copy.npz"))).id == base.id
+    student = tiny.student(npz)
+    assert Stage(student, base).id != Stage(student, Stage(changed["seed"])).id
+    before = base.id
+    monkeypatch.setattr(stages, "FORMAT", stages.FORMAT + 1)
+    stages._id.cache_clear()
+    assert base.id != before
+    stages._id.cache_clear()
+
+
+def test_ids_do_not_move_between_releases(npz):
+    """A golden id: if it changes, every stored result is orphaned; bump FORMAT on purpose or mend the code."""
+    recipe = tiny.recipe(npz)
+    content = [recipe.canonical(), [], "f" * 64, 1]
+    import hashlib
+    import json
+
+    digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
+    assert digest == "GOLDEN", recipe.canonical()
+
+
+def test_generations_chain(npz):
+    start = Stage(tiny.recipe(npz))
+    chain = generations(Stage(tiny.student(npz), start, name="s"), 3)
+    assert [s.teacher for s in chain] == [None, *chain[:-1]]
+    assert len({s.id for s in chain}) == 4
+    assert [s.id for s in stages.order(chain)] == [s.id for s in chain]
+    with pytest.raises(Refused, match="generation 0"):
+        generations(start, 2)
+    with pytest.raises(Refused, match="at least 1"):
+        generations(Stage(tiny.student(npz), start), 0)
+
+
+def test_the_plan_runs_nothing_and_tells_what_is_done(npz, tmp_path):
+    teacher = Stage(tiny.recipe(npz, method="pskd"), name="teacher")
+    student = Stage(tiny.student(npz), teacher, name="student")
+    rows = stages.plan([student, teacher], tmp_path)
+    assert [r.stage.name for r in rows] == ["teacher", "student"]
+    assert [r.status for r in rows] == ["missing", "missing"] and not any(tmp_path.iterdir())
+    assert rows[0].steps == 8 and rows[0].flops > 1e6
+    assert rows[1].flops > rows[0].flops, "a student also pays its teacher's forward pass"
+    assert rows[0].state_bytes >= 64 * tiny.CLASSES * 2, "PSKD remembers N x K"
+    train.run_all([teacher], train.Run(workdir=str(tmp_path), devices=1))
+    rows = stages.plan([student], tmp_path)
+    assert [(r.status, r.steps) for r in rows] == [("done", 0), ("missing", 8)]
+
+
+def test_a_chain_from_teacher_to_student_shares_the_teacher(npz, tmp_path):
+    teacher = Stage(tiny.recipe(npz))
+    students = [Stage(tiny.student(npz, options=(("T", t),)), teacher, name=f"T={t}") for t in (1.0, 4.0)]
+    results = train.run_all(students, train.Run(workdir=str(tmp_path), devices=1))
+    assert len(results) == 3 == sum(p.is_dir() for p in tmp_path.iterdir())
+    for result in results.values():
+        logits, labels = result.logits("test")
+        assert logits.shape == (40, tiny.CLASSES) and logits.dtype == np.float32
+        assert result.metrics["test"]["top1"] == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_a_post_hoc_calibrated_teacher_teaches_softer(npz, tmp_path):
+    teacher = Stage(tiny.recipe(npz, epochs=6))
+    plain = tiny.student(npz)
+    scaled = dataclasses.replace(plain, distill=dataclasses.replace(plain.distill, posthoc="temperature"))
+    run = train.Run(workdir=str(tmp_path), devices=1)
+    train.run_all([teacher], run)
+    ordinary = train.teacher_of(Stage(plain, teacher), tmp_path)
+    fitted = train.teacher_of(Stage(scaled, teacher), tmp_path)
+    from kdjax.types import Batch
+
+    x = Batch(inputs=np.asarray(tiny.arrays(8, 9)[0]))
+    a = np.asarray(ordinary.apply(ordinary.variables, x).logits)
+    b = np.asarray(fitted.apply(fitted.variables, x).logits)
+    ratio = (a[:, 0] - a[:, 1]) / (b[:, 0] - b[:, 1])
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    assert abs(ratio[0] - 1) > 1e-3

@@ -1,0 +1,206 @@
+"""The one train step: traced once, exact under resume, the same on one device, two devices and two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kdjax import data, objectives, step, teachers
+from kdjax.errors import Refused
+from kdjax.recipes import parts
+from kdjax.trainer import Diverged, Task, Trainer, fit
+from kdjax.types import Dataset
+from tests import tiny
+
+
+def dataset() -> Dataset:
+    return data.from_arrays(
+        train=tiny.arrays(64, 0), calibration=tiny.arrays(16, 1), test=tiny.arrays(20, 2), num_classes=tiny.CLASSES
+    )
+
+
+def task(**changes) -> Task:
+    own = dataset()
+    recipe = tiny.recipe("", **{"transform": ("pad_crop", "flip"), **changes})
+    return Task(parts(recipe, own), own, None, recipe.epochs, recipe.batch_size, recipe.seed)
+
+
+def taught(method: str = "kd", options: tuple = (("T", 2.0),), **changes) -> Task:
+    """A student of a random but fixed teacher."""
+    own = dataset()
+    recipe = tiny.student("", method=method, options=options, **changes)
+    pieces = parts(recipe, own)
+    teacher = fit(Trainer(task(model="conv_tiny", seed=7), devices=1))
+    frozen = teachers.frozen(pieces.model, jax.tree.map(np.asarray, teacher.variables))
+    return Task(pieces, own, frozen, recipe.epochs, recipe.batch_size, recipe.seed)
+
+
+def run(trainer: Trainer, state=None, stop: int | None = None):
+    """States and losses, step by step, through all epochs."""
+    state = trainer.init() if state is None else state
+    losses = []
+    total = trainer.task.epochs * trainer.task.steps_per_epoch if stop is None else stop
+    while int(state.step) < total:
+        for state, logs in trainer.steps(state, stop=stop):
+            losses.extend(np.asarray(logs["loss"]))
+        if int(state.step) % trainer.task.steps_per_epoch == 0:
+            split = trainer.task.dataset.calibration
+            state = trainer.refresh(state, trainer.predict(state.variables, split), split.label)
+    return state, np.array(losses)
+
+
+def test_one_trace_per_stage_and_split():
+    trainer = Trainer(task(method="adafocal", epochs=3, seed=11, batch_size=32), devices=1)
+    state, losses = run(trainer)
+    trainer.predict(state.variables, trainer.task.dataset.test)
+    assert len(losses) == 6 and np.isfinite(losses).all()
+    assert trainer._step(steps_per_call=1).traces == 1
+    assert step.refresh_step(trainer.task.parts.objective, trainer.mesh).traces == 1
+    # calibration and test differ in size here, so prediction is compiled once for each.
+    assert trainer._predict.traces == 2
+
+
+@pytest.mark.parametrize("make", [task, taught], ids=["alone", "taught"])
+def test_training_learns(make):
+    trainer = Trainer(make(epochs=12), devices=1)
+    _, losses = run(trainer)
+    assert losses[-4:].mean() < 0.8 * losses[:4].mean()
+
+
+def test_steps_per_call_changes_nothing():
+    one, losses_one = run(Trainer(task(), devices=1, steps_per_call=1))
+    three, losses_three = run(Trainer(task(), devices=1, steps_per_call=3))
+    chex.assert_trees_all_close(one, three, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses_one, losses_three, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["nll", "mdca", "mmce", "crl", "pskd", "adafocal"])
+def test_two_devices_give_the_single_device_numbers(method):
+    """Also for losses of the whole batch, which shards would change, and for per-example memory."""
+    one, losses_one = run(Trainer(task(method=method), devices=1))
+    two, losses_two = run(Trainer(task(method=method), devices=2))
+    assert len(jax.tree.leaves(two.params)[0].sharding.device_set) == 2
+    np.testing.assert_allclose(losses_one, losses_two, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, one), jax.tree.map(np.asarray, two), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["nll", "adafocal", "crl", "pskd"])
+def test_resume_is_exact_at_every_position(method):
+    trainer = Trainer(task(method=method), devices=1)
+    whole, _ = run(trainer)
+    for stop in range(1, 8):
+        half, _ = run(trainer, stop=stop)
+        again = jax.tree.map(np.array, half)  # what a checkpoint would hold
+        rest, _ = run(trainer, state=jax.device_put(again, step.replicated(trainer.mesh)))
+        chex.assert_trees_all_equal(jax.tree.map(np.asarray, whole), jax.tree.map(np.asarray, rest))
+
+
+def test_teacher_is_never_changed_and_sees_the_students_pixels():
+    made = taught(transform=("pad_crop", "flip"))
+    before = jax.tree.map(np.array, made.teacher.variables)
+    seen = []
+
+    def spy(variables, batch):
+        seen.append(batch)
+        return made.teacher.apply(variables, batch)
+
+    trainer = Trainer(made._replace(teacher=made.teacher._replace(apply=spy)), devices=1)
+    run(trainer)
+    chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, trainer.teacher_variables))
+    assert len(seen) == 1, "the teacher is traced once, inside the step"
+    assert seen[0].inputs.dtype == np.float32 and seen[0].label is not None
+
+
+def test_teacher_equal_to_student_gives_no_gradient_at_alpha_one():
+    own = dataset()
+    recipe = tiny.student("", optimizer=tiny.Optimizer(lr=0.1, schedule="constant", weight_decay=0.0))
+    recipe = tiny.dataclasses.replace(recipe, distill=tiny.dataclasses.replace(recipe.distill, alpha=1.0))
+    pieces = parts(recipe, own)
+    variables = Trainer(Task(pieces, own, None, 1, 16, 0)._replace(teacher=_dummy(pieces)), devices=1).init().variables
+    # Evaluation mode against training mode would differ by BatchNorm; a teacher in training mode is made here on purpose.
+    same = teachers.Teacher(lambda v, batch: pieces.model.apply(v, batch.inputs, True, None)[0], variables)
+    trainer = Trainer(Task(pieces, own, same, 1, 16, 0), devices=1)
+    _, logs = next(trainer.steps(trainer.init()))
+    assert abs(float(logs["kd"][0])) < 1e-6 and float(logs["grad_norm"][0]) < 1e-5
+
+
+def _dummy(pieces):
+    return teachers.remembered(np.zeros((64, tiny.CLASSES), np.float32))
+
+
+def test_dispatch_refusals_name_field_and_remedy():
+    with pytest.raises(Refused, match=r"'mdca' needs batch\.label.*mixup"):
+        pieces = parts(tiny.recipe("", method="mdca"), dataset())
+        mixup = objectives.METHODS["mixup"].transform(num_classes=tiny.CLASSES, alpha=1.0)
+        pieces = pieces._replace(transform=mixup)
+        trainer = Trainer(Task(pieces, dataset(), None, 1, 16, 0), devices=1)
+        next(trainer.steps(trainer.init()))
+    with pytest.raises(Refused, match=r"needs batch\.teacher.*no teacher"):
+        trainer = Trainer(Task(parts(tiny.student(""), dataset()), dataset(), None, 1, 16, 0), devices=1)
+        next(trainer.steps(trainer.init()))
+    with pytest.raises(Refused, match="15 is not a multiple of 2 devices; set it to 14 or 16"):
+        Trainer(task(batch_size=15), devices=2)
+    with pytest.raises(Refused, match=r"run\.devices is 5, and 2 exist"):
+        Trainer(task(), devices=5)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    poisoned = dataset()
+    made = task()
+
+    def nan_at_third(batch, output, progress):
+        loss = output.logits.sum(-1) * 0.0 + 1.0
+        return jax.numpy.where(progress * 8 >= 2, jax.numpy.nan, loss)
+
+    objective = objectives.stateless("odd", nan_at_third)
+    trainer = Trainer(made._replace(parts=made.parts._replace(objective=objective), dataset=poisoned), devices=1)
+    with pytest.raises(Diverged, match="term 'odd' is nan at step 3"):
+        fit(trainer)
+
+
+PROCESS = """
+import sys, jax
+port, rank = sys.argv[1], int(sys.argv[2])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+assert jax.device_count() == 2 and jax.local_device_count() == 1
+from tests import test_step
+from kdjax.trainer import Trainer
+for make in (lambda: test_step.task(method="mdca"), lambda: test_step.task(method="adafocal")):
+    state, losses = test_step.run(Trainer(make()))
+    print("LOSSES", rank, *(repr(float(x)) for x in losses), flush=True)
+"""
+
+
+def test_two_processes_give_the_single_device_numbers():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(rank)],
+            cwd=root,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [child.communicate(timeout=240) for child in children]
+    assert all(child.returncode == 0 for child in children), outputs
+    lines = [[li.split()[2:] for li in out.splitlines() if li.startswith("LOSSES")] for out, _ in outputs]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
+    for found, method in zip(lines[0], ("mdca", "adafocal"), strict=True):
+        _, alone = run(Trainer(task(method=method), devices=1))
+        np.testing.assert_allclose(np.array(found, float), alone, rtol=1e-5, atol=1e-6)
