@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,38 +115,13 @@ class Checkpoints:
         """
         leaves = named(tree)
         final = self.directory / str(step)
-        if final.exists() and not self._agreed(verify_manifest(final)):
-            if self._same(final, tree, extra):
-                return
+        if self._agreed(verify_manifest(final)):
+            self._write(step, final, leaves, extra)
+        elif not self._same(final, tree, extra):
             raise Refused(
                 f"{final} exists and holds other values; call rewind({step - 1}) first if the run goes on from there, "
                 "or choose another directory."
             )
-        needed = sum(leaf.nbytes for leaf in leaves.values())
-        working = self.directory / _broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
-        try:
-            with _quiet():
-                if jax.process_index() == 0:
-                    _remove(working)
-                    working.mkdir(parents=True)
-                _barrier(f"begin {step}")
-                # Orbax refuses arrays without elements; their shape, in checkpoint.json, says all there is to say.
-                stored = {name: leaf for name, leaf in leaves.items() if leaf.size}
-                with _context():
-                    ocp.save(working / "state", nested(stored))
-            if jax.process_index() == 0:
-                shapes = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
-                write_json(working / "checkpoint.json", {"step": step, "leaves": shapes, "extra": dict(extra)})
-                write_manifest(working)
-                _remove(final)
-                os.rename(working, final)
-                sync_directory(self.directory)
-        except Exception as error:
-            _remove(working)
-            if isinstance(error, OSError) or "os_error_code" in str(error):
-                raise OSError(self._no_room(step, needed, error)) from error
-            raise
-        _barrier(f"end {step}")
         self._drop({s for s in self._all() if s > step} | set(self.steps()[: -self.keep]))
 
     def steps(self) -> list[int]:
@@ -169,11 +145,11 @@ class Checkpoints:
             an objective without its state), a newer FORMAT, or no such step. Falling back would not help.
           Damaged: if there are checkpoints and none verifies, or the one asked for does not.
         """
-        asked = self._all() if step is None else [step]
-        if step is not None and step not in self._all():
-            raise Refused(f"{self.directory} holds no checkpoint of step {step}; it has {self._all() or 'none'}.")
+        there = self._agreed(self._all())
+        if step is not None and step not in there:
+            raise Refused(f"{self.directory} holds no checkpoint of step {step}; it has {there or 'none'}.")
         bad: list[str] = []
-        for candidate in reversed(asked):
+        for candidate in reversed(there if step is None else [step]):
             path = self.directory / str(candidate)
             problems = self._agreed(verify_manifest(path))
             if not problems:
@@ -191,6 +167,33 @@ class Checkpoints:
 
     def close(self) -> None:
         """Nothing is pending after a save; kept so that a caller need not know."""
+
+    def _write(self, step: int, final: Path, leaves: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        needed = sum(leaf.nbytes for leaf in leaves.values())
+        working = self.directory / _broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
+        try:
+            with _quiet():
+                if jax.process_index() == 0:
+                    _remove(working)
+                    working.mkdir(parents=True)
+                _barrier(f"begin {step}")
+                # Orbax refuses arrays without elements; their shape, in checkpoint.json, says all there is to say.
+                stored = {name: _array(leaf) for name, leaf in leaves.items() if leaf.size}
+                with _context():
+                    ocp.save(working / "state", nested(stored))
+            if jax.process_index() == 0:
+                shapes = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
+                write_json(working / "checkpoint.json", {"step": step, "leaves": shapes, "extra": dict(extra)})
+                write_manifest(working)
+                _remove(final)
+                os.rename(working, final)
+                sync_directory(self.directory)
+        except Exception as error:
+            _remove(working)
+            if isinstance(error, OSError) or "os_error_code" in str(error):
+                raise OSError(self._no_room(step, needed, error)) from error
+            raise
+        _barrier(f"end {step}")
 
     def _load(self, path: Path, like: PyTree) -> Restored:
         described = read_json(path / "checkpoint.json")
@@ -226,9 +229,9 @@ class Checkpoints:
             for step in sorted(steps):
                 _remove(self.directory / str(step))
 
-    def _agreed(self, problems: list[str]) -> list[str]:
-        """Process 0's verdict, so that all processes restore the same step."""
-        return json.loads(_broadcast(json.dumps(problems)))
+    def _agreed(self, found: list[Any]) -> list[Any]:
+        """What process 0 found, so that all processes restore the same step."""
+        return json.loads(_broadcast(json.dumps(found)))
 
     def _no_room(self, step: int, needed: int, error: Exception) -> str:
         have = self.steps()
@@ -259,14 +262,19 @@ def _refuse_other(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, t
             break
     if parts:
         raise Refused(
-            f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, objective, "
-            "optimiser or number of training examples: use that recipe, or another directory."
+            f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, "
+            "objective, optimiser or number of training examples: use that recipe, or another directory."
         )
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _array(leaf: Any) -> Any:
+    """Orbax does not know NumPy's scalars."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _bytes(leaf: Any) -> bytes:
@@ -301,10 +309,11 @@ def _quiet() -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     """Removes a directory; a checkpoint loses its name first, so that no half of one is ever found under it."""
-    if _TEMPORARY not in path.name and path.exists():
-        doomed = path.with_name(f"old-{path.name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path = path.rename(doomed)
+    if not path.exists():
+        return
+    if _TEMPORARY not in path.name:
+        mine = f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}"
+        path = path.rename(path.with_name(f"{path.name}-{time.time_ns()}{mine}"))
     shutil.rmtree(path, ignore_errors=True)
 
 
