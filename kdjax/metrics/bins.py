@@ -149,6 +149,7 @@ def binned(
     xp: Any = jnp if on_device else np
     confidence = xp.asarray(confidence)
     dtype = jnp.promote_types(confidence.dtype, jnp.float32) if on_device else np.float64
+    precision = confidence.dtype
     confidence, correct = confidence.astype(dtype), xp.asarray(correct).astype(dtype)
     if confidence.ndim not in (1, 2) or confidence.shape != correct.shape:
         raise Refused(
@@ -160,7 +161,11 @@ def binned(
         weight = xp.asarray(weight).astype(dtype)
         if weight.shape != confidence.shape[:1]:
             raise Refused(f"weight has shape {weight.shape}; expected [{confidence.shape[0]}].")
-    edges = np.arange(_check.bin_count(bins) + 1) / bins if np.ndim(bins) == 0 else bins
+    edges = bins
+    if np.ndim(bins) == 0:
+        edges = np.arange(_check.bin_count(bins) + 1) / bins
+        # Rounded as the confidences were: a float32 3/15 must meet a float32 edge, also when both are then widened.
+        edges = edges.astype(precision) if jnp.issubdtype(precision, jnp.floating) else edges
     edges = xp.asarray(edges).astype(dtype)
     if edges.ndim != 1 or edges.size < 2:
         raise Refused(f"bin edges have shape {edges.shape}; expected [M + 1] with M at least 1.")

@@ -61,7 +61,8 @@ def smece(confidence: Float[ArrayLike, "N"], correct: Bool[ArrayLike, "N"], *, s
     if smoothed(narrow) <= narrow:
         # Below the width of a cell smoothing changes nothing any more.
         return smoothed(narrow)
-    return float(brentq(lambda width: smoothed(width) - width, narrow, 1.0, xtol=1e-9))
+    # smECE never exceeds 1, so that at width 2 the difference is surely negative.
+    return min(float(brentq(lambda width: smoothed(width) - width, narrow, 2.0, xtol=1e-9)), 1.0)
 
 
 def _log_kernel(log_probs: np.ndarray, centres: np.ndarray, bandwidth: float) -> np.ndarray:
