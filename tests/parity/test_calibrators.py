@@ -1,0 +1,224 @@
+"""The calibrators against the authors' own numbers: loss and gradient, through the door of the Objective."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import losses, objectives
+from kdjax.transforms import mix
+from kdjax.types import Batch, Output, Spec
+from tests.parity import golden
+
+# variant -> how its case becomes a registered objective; "sum" cases are the mean times the batch size.
+STATELESS = {
+    "ce": {"ce": lambda hp: objectives.build("nll")},
+    "brier_loss": {"brier_sum_over_classes": lambda hp: objectives.build("brier")},
+    "label_smoothing": {
+        "ls_offtarget": lambda hp: objectives.build("label_smoothing", **hp),
+        "ls_uniform": lambda hp: objectives.build("label_smoothing", form="uniform", **hp),
+    },
+    "focal": {
+        "focal_mean": lambda hp: objectives.build("focal", **hp),
+        "focal_sum": lambda hp: objectives.build("focal", **hp),
+    },
+    "flsd": {
+        "flsd_mean": lambda hp: objectives.build("flsd", gamma=hp["gamma_above_half"]),
+        "flsd_sum": lambda hp: objectives.build("flsd", gamma=hp["gamma_above_half"]),
+    },
+    "mdca": {
+        "mdca_term": lambda hp: objectives.stateless("mdca", lambda b, o, _: losses.mdca(o.logits, b.label)),
+        "nll_mdca": lambda hp: objectives.build("mdca", **hp),
+        "fl_mdca": lambda hp: objectives.build("mdca", **hp),
+        "ls_mdca": lambda hp: objectives.build("mdca", **hp),
+    },
+    "dca": {
+        "ce_plus_dca": lambda hp: objectives.build("dca", **hp),
+        "ce_plus_dca_orig": lambda hp: objectives.build("dca", beta=hp["beta"]),
+    },
+    "mmce": {
+        "mmce_m": lambda hp: objectives.stateless(
+            "mmce", lambda b, o, _: losses.mmce(o.logits, b.label, width=hp["kernel_width"])
+        ),
+        "mmce_w": lambda hp: objectives.stateless(
+            "mmce", lambda b, o, _: losses.mmce_weighted(o.logits, b.label, width=hp["kernel_width"])
+        ),
+        "ce_plus_mmce_m": lambda hp: objectives.build(
+            "mmce", form="unweighted", beta=hp["lam"], width=hp["kernel_width"]
+        ),
+        "ce_plus_mmce_w": lambda hp: objectives.build("mmce", beta=hp["beta"], width=hp["kernel_width"]),
+    },
+    "mbls": {"mbls": lambda hp: objectives.build("mbls", **hp)},
+    "acls": {"acls": lambda hp: objectives.build("acls", **hp)},
+}
+
+COVERS = {objective: set(variants) for objective, variants in STATELESS.items()} | {
+    "adafocal": {"adafocal", "state_update_sequence"},
+    "mixup": {"mixup"},
+    "crl": {"softmax", "entropy", "margin", "hazard"},
+    "pskd": {"pskd"},
+}
+
+
+def through(objective, batch, logits, state=(), progress=0.0, scale=1.0):
+    """(loss, gradient, terms, state) of an objective at these logits."""
+
+    def loss(z):
+        terms, new = objective.apply(state, batch, Output(z), progress)
+        return scale * terms.total, (terms, new)
+
+    (value, (terms, new)), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
+    assert value.dtype == grad.dtype == np.asarray(logits).dtype
+    return value, grad, terms, new
+
+
+@pytest.mark.parametrize(("objective", "variant"), [(o, v) for o in STATELESS for v in STATELESS[o]])
+def test_stateless(objective, variant):
+    def check(case):
+        built = STATELESS[objective][variant](case.hparams)
+        scale = len(case["labels"]) if case.get("reduction") == "sum" else 1.0
+        batch, state = Batch(None, label=case["labels"]), built.init(Spec(1, 2))
+        loss, grad, terms, _ = through(built, batch, case["logits"], state, scale=scale)
+        golden.match(case, loss)
+        # MMCE's tied gradients are rounding noise in the reference; all others follow the first maximum.
+        golden.match_gradient(case, grad, ties=objective != "mmce")
+        if "loss_ce" in case.expected:
+            golden.match(case, terms.losses["nll"], "loss_ce")
+        if "loss_margin" in case.expected:
+            golden.match(case, jnp.mean(losses.mbls(case["logits"], margin=case.hparams["margin"])), "loss_margin")
+
+    golden.sweep(objective, variant, check)
+
+
+def test_mixup():
+    def check(case):
+        logits, labels, lam, perm = case["logits"], case["labels"], case["lam"], case["perm"]
+        mixed = mix(Batch(case["x"], label=labels), lam, perm, logits.shape[1])
+        assert mixed.label is None
+        batch = mixed._replace(target=mixed.target.astype(logits.dtype))
+        loss, grad, _, _ = through(objectives.build("mixup"), batch, logits)
+        # The transform is float32 at most, as pixels are; so is the target, to 6e-8.
+        np.testing.assert_allclose(mixed.inputs, case.expected["mixed_x"], rtol=1e-5, atol=1e-6)
+        golden.match(case, loss, rtol=1e-6)
+        exact = lam * jax.nn.one_hot(labels, logits.shape[1]) + (1 - lam) * jax.nn.one_hot(
+            case.expected["labels_b"], logits.shape[1]
+        )
+        loss, grad, _, _ = through(objectives.build("mixup"), batch._replace(target=exact), logits)
+        golden.match(case, loss)
+        golden.match_gradient(case, grad)
+
+    golden.sweep("mixup", "mixup", check)
+
+
+def test_adafocal():
+    def check(case):
+        state = losses.AdaFocalState(case["gamma"], case["bin_lower"], case["bin_upper"])
+        objective = objectives.build("adafocal", reduction="sum", num_bins=case.hparams["num_bins"])
+        batch = Batch(None, label=case["labels"])
+        loss, grad, _, _ = through(objective, batch, case["logits"], state)
+        golden.match(case, loss)
+        golden.match_gradient(case, grad)
+        chosen = losses.adafocal_bin(losses.true_probability(case["logits"], case["labels"]), state)
+        golden.match(case, state.gamma[chosen], "gamma_per_sample")
+
+    golden.sweep("adafocal", "adafocal", check)
+
+
+def logits_of(confidence, prediction):
+    """Logits whose prediction is right and whose confidence is as given: the rest is shared by the other classes."""
+    k = int(max(prediction.max() + 1, np.ceil(1 / confidence.min()) + 1))
+    p = np.repeat(((1 - confidence) / (k - 1))[:, None], k, axis=1)
+    p[np.arange(len(p)), prediction] = confidence
+    return np.log(np.maximum(p, 1e-300))
+
+
+def test_adafocal_updates():
+    def check(case):
+        hp = case.hparams
+        options = {"lam": hp["lam"], "num_bins": hp["num_bins"], "gamma": hp["gamma_initial"]}
+        options |= {"switch": hp["switch"], "gamma_min": hp["gamma_min"], "gamma_max": hp["gamma_max"]}
+        objective = objectives.build("adafocal", **options)
+        pure = door = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), objective.init(Spec(1, 2)))
+        for step in case.steps:
+            r, predicted, label = (case.cast(step["inputs"][f"val_{n}"]) for n in ("confidences", "predictions", "labels"))
+            gap, _ = losses.adafocal_gap(r, predicted == label, hp["num_bins"])
+            golden.match(case, gap, step["expected"]["calibration_gap"])
+            keywords = {key: hp[key] for key in ("lam", "switch", "gamma_min", "gamma_max")}
+            pure = losses.adafocal_update(pure, r, predicted == label, **keywords)
+            golden.match(case, pure.gamma, step["expected"]["gamma"])
+            golden.match(case, pure.lower, step["expected"]["bin_lower"])
+            golden.match(case, pure.upper, step["expected"]["bin_upper"])
+            door = objective.refresh(door, logits_of(r, predicted), label)
+            # Rounding in the logits moves a confidence by 1e-16, enough to change an example's bin at an edge.
+            golden.match(case, door.upper, step["expected"]["bin_upper"], rtol=1e-9)
+            golden.match(case, door.gamma, step["expected"]["gamma"], rtol=0.05)
+
+    golden.sweep("adafocal", "state_update_sequence", check)
+
+
+@pytest.mark.parametrize("variant", ["softmax", "entropy", "margin"])
+def test_crl(variant):
+    def check(case):
+        hp, steps = case.hparams, case.steps
+        objective = objectives.build(
+            "crl",
+            confidence=hp["rank_target"],
+            weight=hp["rank_weight"],
+            normaliser=hp["entropy_normaliser"],
+        )
+        n = len(steps[0]["inputs"]["correctness_before"])
+        state = objective.init(Spec(n, 10, epochs=len(steps)))
+        for step in steps:
+            golden.match(case, state.counts, step["inputs"]["correctness_before"])
+            for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
+                index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
+                progress = jnp.float32(step["epoch"] - 1) / len(steps)
+                loss, grad, terms, state = through(
+                    objective, Batch(None, label=labels, index=index), logits, state, progress
+                )
+                golden.match(case, terms.losses["nll"], np.asarray(expected["ce"]))
+                golden.match(case, terms.losses["crl"], np.asarray(expected["ranking"]) * hp["rank_weight"])
+                golden.match(case, loss, np.asarray(expected["loss"]))
+                golden.match(case, grad, expected["grad_logits"], rtol=1e-7, atol=1e-9)
+            golden.match(case, state.counts, step["expected"]["correctness_after"])
+
+    golden.sweep("crl", variant, check)
+
+
+def test_crl_all_correct():
+    def check(case):
+        counts, most, index = case["correctness"], int(case["max_correctness"]), case["index"]
+        history = losses.crl_history(counts[index], counts.min(), most)
+        golden.match(case, history)
+        difference = history - jnp.roll(history, -1)
+        np.testing.assert_array_equal(jnp.sign(difference), case.expected["rank_target"])
+        logits = jnp.tile(jnp.arange(5.0), (len(index), 1))
+        value, grad = jax.value_and_grad(losses.crl)(logits, history)
+        assert value == 0 and not grad.any()
+
+    golden.sweep("crl", "hazard", check)
+
+
+def test_pskd():
+    def check(case):
+        hp, steps = case.hparams, case.steps
+        objective = objectives.build("pskd", alpha_T=hp["alpha_T"])
+        n, k = steps[0]["expected"]["predictions_after"].shape
+        state = objective.init(Spec(n, k, hp["total_epochs"]))
+        state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
+        for step in steps:
+            for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
+                index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
+                progress = jnp.float64(step["epoch"]) / hp["total_epochs"]
+                loss, grad, terms, state = through(
+                    objective, Batch(None, label=labels, index=index), logits, state, progress
+                )
+                if step["epoch"] > 0:
+                    golden.match(case, terms.logs["pskd_alpha"], np.asarray(step["alpha_t"]))
+                golden.match(case, loss, np.asarray(expected["loss"]))
+                golden.match(case, grad, expected["grad_logits"], rtol=1e-7, atol=1e-9)
+            golden.match(case, state.predictions, step["expected"]["predictions_after"])
+
+    golden.sweep("pskd", "pskd", check)
