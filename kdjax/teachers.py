@@ -1,0 +1,145 @@
+"""Teachers as data: a pure function and its variables (floor 2).
+
+    teacher = calibrated(frozen(model, variables), posthoc.temperature.apply, params)
+    output = teacher.apply(teacher.variables, batch)
+
+The step passes `teacher.variables` as an argument, so that no weight becomes a constant of the compiled program; every
+constructor here keeps its own numbers (temperatures, logits, post-hoc parameters) in `variables` for the same reason,
+and all of them compose. A teacher never receives a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax.errors import Refused, positive
+from kdjax.objectives.core import need
+from kdjax.targets import temper
+from kdjax.types import Batch, Model, Output, PyTree
+
+
+class Teacher(NamedTuple):
+    """What a student learns from.
+
+    Attributes:
+      apply: (variables, Batch) -> Output; pure, usable inside jit with `variables` as an argument.
+      variables: pytree of arrays.
+    """
+
+    apply: Callable[[PyTree, Batch], Output]
+    variables: PyTree
+
+
+def frozen(model: Model, variables: PyTree) -> Teacher:
+    """A trained model in evaluation mode: running statistics, no dropout, no gradient.
+
+    It sees the transformed batch, so that teacher and student look at the same pixels.
+    """
+
+    def apply(variables, batch):
+        output, _ = model.apply(variables, batch.inputs, False, None)
+        return jax.lax.stop_gradient(output)
+
+    return Teacher(apply, variables)
+
+
+def _mapped(teacher: Teacher, name: str, own: PyTree, change: Callable[[PyTree, Array, Batch], Array]) -> Teacher:
+    """A teacher whose logits are changed by a function with variables of its own; features pass through."""
+
+    def apply(variables, batch):
+        output = teacher.apply(variables["teacher"], batch)
+        return output._replace(logits=change(variables[name], output.logits, batch))
+
+    return Teacher(apply, {"teacher": teacher.variables, name: own})
+
+
+def scaled(teacher: Teacher, T: Any) -> Teacher:
+    """Logits divided by T > 0: RTC's teacher-only temperature, or one fitted on held-out data.
+
+    Raises:
+      Refused: a Python number T <= 0.
+    """
+    T = jnp.asarray(positive("T", T), jnp.float32)
+    return _mapped(teacher, "T", T, lambda T, logits, batch: logits / T)
+
+
+def calibrated(teacher: Teacher, apply: Callable[[PyTree, Array], Array], params: PyTree) -> Teacher:
+    """The teacher followed by a fitted post-hoc calibrator, `apply(params, logits) -> logits`."""
+    return _mapped(teacher, "posthoc", params, lambda params, logits, batch: apply(params, logits))
+
+
+def shaped(teacher: Teacher, target_fn: Callable[..., Array]) -> Teacher:
+    """The teacher with a shaped distribution: logits become `target_fn(log_p, labels)`, log-probabilities.
+
+    `target_fn` is a function of `kdjax.targets` with its options bound, e.g. `partial(wclip, eta=0.5, m=0.7)`. As
+    an option of a distiller (`target="wclip"`) the same shaping also logs how often it fires.
+
+    Raises:
+      Refused: while tracing, if the batch has no labels.
+    """
+
+    def change(_, logits, batch):
+        labels = need(batch, "label", f"shaped teacher ({getattr(target_fn, '__name__', 'target')})")
+        return jax.lax.stop_gradient(target_fn(temper(logits, 1.0), labels))
+
+    return _mapped(teacher, "target", (), change)
+
+
+def ensemble(*teachers: Teacher) -> Teacher:
+    """The mean of the teachers' probabilities, as log-probabilities; without features.
+
+    The mean of probabilities, not of logits: a proper mixture. Temper after (`scaled`) rather than before.
+
+    Raises:
+      Refused: no teachers; while tracing, teachers with different classes.
+    """
+    if not teachers:
+        raise Refused("ensemble was given no teachers; give it at least one.")
+
+    def apply(variables, batch):
+        logits = [t.apply(v, batch).logits for t, v in zip(teachers, variables, strict=True)]
+        shapes = {tuple(x.shape) for x in logits}
+        if len(shapes) > 1:
+            raise Refused(
+                f"the teachers of an ensemble return shapes {sorted(shapes)}; they must have the same classes."
+            )
+        log_p = jnp.stack([temper(x, 1.0) for x in logits])
+        return Output(jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(teachers))))
+
+    return Teacher(apply, tuple(t.variables for t in teachers))
+
+
+def remembered(logits: Float[Array, "N K"]) -> Teacher:
+    """Logits computed beforehand, one row per training example, gathered by `batch.index`.
+
+    For teachers outside JAX, for caches, and for cross-fitted outputs (row n from a teacher that was not trained on
+    example n; a fine-tuned teacher is nearly always right on its own training set, so that W-Clip then hardly fires).
+
+    The rows know nothing of augmentation: under `two_views`, which repeats the index, both views of an example get the
+    same row, and under random crops the teacher has not seen the student's pixels. Mixup drops no index but makes the
+    row wrong; use a frozen teacher there. An index outside [0, N) gives NaN, which stops training with the term's name,
+    rather than another example's row.
+
+    Args:
+      logits: [N, K] floating point (float16 is enough for storage), N as `Spec.num_examples`.
+
+    Raises:
+      Refused: not [N, K] or not floating point; while tracing, a batch without indices.
+    """
+    table = jnp.asarray(logits)
+    if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):
+        raise Refused(f"remembered logits are {table.dtype} {list(table.shape)}; expected floating point [N, K].")
+
+    def apply(variables, batch):
+        index = need(batch, "index", "remembered teacher")
+        # Negative numbers would count from the end.
+        index = jnp.where(index < 0, variables.shape[0], index)
+        rows = jnp.take(variables, index, axis=0, mode="fill", fill_value=jnp.nan)
+        return Output(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+
+    return Teacher(apply, table)

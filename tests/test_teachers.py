@@ -1,0 +1,113 @@
+"""Teachers: frozen, composed, and as arguments of a compiled function."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import teachers
+from kdjax.errors import Refused
+from kdjax.targets import wclip
+from kdjax.types import Batch, Model, Output
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32)
+W = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
+
+
+def model():
+    def apply(variables, inputs, train, key):
+        assert train is False and key is None
+        logits = inputs @ variables["params"]["w"]
+        return Output(logits, {"hidden": inputs}), variables["batch_stats"]
+
+    return Model(init=lambda key, inputs: {}, apply=apply, name="linear")
+
+
+def teacher(w=W):
+    return teachers.frozen(model(), {"params": {"w": w}, "batch_stats": {}})
+
+
+def run(t, batch=None):
+    return jax.jit(t.apply)(t.variables, Batch(X) if batch is None else batch)
+
+
+def test_frozen_is_the_model_in_evaluation_mode_without_gradient():
+    t = teacher()
+    np.testing.assert_allclose(run(t).logits, X @ W, rtol=1e-6)
+    np.testing.assert_array_equal(run(t).features["hidden"], X)
+    grad = jax.grad(lambda v: jnp.sum(t.apply(v, Batch(X)).logits ** 2))(t.variables)
+    assert all(np.all(g == 0) for g in jax.tree.leaves(grad))
+
+
+def test_variables_are_arguments_not_constants():
+    t = teachers.scaled(teacher(), 2.0)
+    apply = jax.jit(t.apply)
+    other = {"teacher": {"params": {"w": 2 * W}, "batch_stats": {}}, "T": jnp.float32(4.0)}
+    first, second = apply(t.variables, Batch(X)).logits, apply(other, Batch(X)).logits
+    np.testing.assert_allclose(first, X @ W / 2, rtol=1e-6)
+    np.testing.assert_allclose(second, X @ W / 2, rtol=1e-6)
+    assert apply._cache_size() == 1
+
+
+def test_scaled_keeps_features_and_refuses_bad_temperatures():
+    assert "hidden" in run(teachers.scaled(teacher(), 1.5)).features
+    with pytest.raises(Refused, match="T is 0"):
+        teachers.scaled(teacher(), 0)
+
+
+def test_ensemble_is_the_mean_of_probabilities():
+    a, b = teacher(), teachers.scaled(teacher(-W), 0.5)
+    log_p = run(teachers.ensemble(a, b)).logits
+    wanted = (jax.nn.softmax(X @ W) + jax.nn.softmax(-2 * X @ W)) / 2
+    np.testing.assert_allclose(jnp.exp(log_p), wanted, rtol=1e-5)
+    np.testing.assert_allclose(run(teachers.ensemble(a)).logits, jax.nn.log_softmax(X @ W), rtol=1e-5, atol=1e-6)
+    with pytest.raises(Refused, match="no teachers"):
+        teachers.ensemble()
+    with pytest.raises(Refused, match="same classes"):
+        run(teachers.ensemble(a, teacher(W[:, :2])))
+
+
+def test_remembered_gathers_by_index_also_for_two_stacked_views():
+    table = jnp.asarray(RNG.normal(size=(10, 3)), jnp.float16)
+    t = teachers.remembered(table)
+    index = jnp.array([7, 0, 9])
+    out = run(t, Batch(X[:3], index=index)).logits
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, table[index].astype(jnp.float32))
+    both = run(t, Batch(X, index=jnp.concatenate([index, index]))).logits
+    np.testing.assert_array_equal(both[:3], out)
+    np.testing.assert_array_equal(both[3:], out)
+
+
+def test_remembered_never_returns_another_row():
+    t = teachers.remembered(jnp.ones((4, 3)))
+    out = run(t, Batch(X[:3], index=jnp.array([3, 4, -1]))).logits
+    assert np.all(np.isfinite(out[0])) and np.all(np.isnan(out[1:]))
+    with pytest.raises(Refused, match=r"batch\.index"):
+        run(t)
+    with pytest.raises(Refused, match="expected floating point"):
+        teachers.remembered(jnp.ones(4))
+
+
+def test_shaped_applies_the_target_to_the_distribution():
+    labels = jnp.argmin(X @ W, axis=-1)
+    t = teachers.shaped(teacher(), partial(wclip, eta=0.5, m=0.7))
+    out = run(t, Batch(X, label=labels)).logits
+    np.testing.assert_allclose(out, wclip(X @ W, labels), rtol=1e-5)
+    with pytest.raises(Refused, match=r"batch\.label"):
+        run(t)
+
+
+def test_calibrated_composes_with_every_other():
+    def vector(params, logits):
+        return params["w"] * logits + params["b"]
+
+    params = {"w": jnp.array([1.0, 2.0, 0.5]), "b": jnp.array([0.0, 1.0, -1.0])}
+    t = teachers.scaled(teachers.calibrated(teacher(), vector, params), 3.0)
+    np.testing.assert_allclose(run(t).logits, (params["w"] * (X @ W) + params["b"]) / 3, rtol=1e-5)
+    again = teachers.calibrated(teachers.ensemble(t, t), vector, params)
+    wanted = params["w"] * jax.nn.log_softmax(run(t).logits) + params["b"]
+    np.testing.assert_allclose(run(again).logits, wanted, rtol=1e-4, atol=1e-5)
