@@ -53,7 +53,7 @@ def test_smece_of_known_distributions(gap, low, high):
 
 
 def test_smece_is_continuous_where_ece_jumps():
-    """Half the examples at 0.5 - e, all right, half at 0.5 + e, all wrong: the ECE is about 1/2 for e > 0, and 0 at 0."""
+    """Half the examples at 0.5 - e, all right, half at 0.5 + e, all wrong: ECE is about 1/2 for e > 0, and 0 at 0."""
     y = np.arange(1000) % 2 == 0
     jump = lambda e: np.where(y, 0.5 - e, 0.5 + e)  # noqa: E731
     assert metrics.ece(jump(1e-6), y, bins=2) > 0.49 and metrics.ece(jump(0.0), y, bins=2) == 0
