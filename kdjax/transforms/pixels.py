@@ -14,8 +14,7 @@ from kdjax.types import Batch, Key, Transform
 
 
 def pad_crop(padding: int = 4, mode: str = "zero") -> Transform:
-    """Pads by `padding` on every side and crops back to size at an offset uniform in {0..2 padding}^2 per
-    image.
+    """Pads by `padding` on every side and crops back to size, each image at an offset uniform in {0..2 padding}^2.
 
     Args:
       padding: pixels, at least 0.
