@@ -176,7 +176,7 @@ def train_step(
         (total, (terms, memory, stats, logits)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        logs = {"loss": total, "grad_norm": optax.global_norm(grads), **terms.losses, **terms.logs}
+        logs = {"loss": total, "grad_norm": optax.tree.norm(grads), **terms.losses, **terms.logs}
         if batch.label is not None:
             logs["accuracy"] = jnp.mean((jnp.argmax(logits, -1) == batch.label).astype(jnp.float32))
         logs = {name: jnp.asarray(value, jnp.float32) for name, value in logs.items()}

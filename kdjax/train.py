@@ -18,7 +18,7 @@ import numpy as np
 from kdjax import checkpoints, console, metrics, posthoc, provenance, stages, step, teachers
 from kdjax.errors import Refused
 from kdjax.processes import any_process, is_primary, on_primary
-from kdjax.recipes import Parts, parts
+from kdjax.recipes import Parts
 from kdjax.stages import Stage
 from kdjax.step import State
 from kdjax.trainer import Task, Trainer, gather, refuse_divergence
@@ -100,27 +100,26 @@ def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:
 def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
     """(pure functions, variables) of a finished stage at its selected epoch."""
     own = stages.dataset(stage.recipe.data)
-    pieces = parts(stage.recipe, own)
-    task = Task(pieces, own, None, stage.recipe.epochs, stage.recipe.batch_size, stage.recipe.seed)
+    made = task(stage.recipe, own)
     store = checkpoints.Checkpoints(stage.directory(workdir) / "selected", keep=1)
-    restored = store.restore(_abstract_variables(task))
+    restored = store.restore(_abstract_variables(made))
     store.close()
     if restored is None:
         raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
-    return pieces, restored.tree
+    return made.parts, restored.tree
 
 
-def _abstract_variables(task: Task) -> PyTree:
-    p = task.parts
+def _abstract_variables(made: Task) -> PyTree:
+    p = made.parts
     program = step.init_step(
         model=p.model,
         objective=p.objective,
         optimizer=p.optimizer,
-        spec=task.spec,
+        spec=made.spec,
         preprocess=p.preprocess,
         mesh=step.mesh(1),
     )
-    example = jax.tree.map(lambda x: np.asarray(x[:1]), task.dataset.train.inputs)
+    example = jax.tree.map(lambda x: np.asarray(x[:1]), made.dataset.train.inputs)
     return jax.eval_shape(program.jitted, np.uint32(0), example).variables
 
 
@@ -231,15 +230,7 @@ class _Run:
         self.stage, self.run, self.reporter, self.asked = stage, run, reporter, asked
         self.workdir = Path(run.workdir)
         self.directory = stage.directory(self.workdir)
-        recipe, own = stage.recipe, stages.dataset(stage.recipe.data)
-        self.task = Task(
-            parts(recipe, own),
-            own,
-            teacher_of(stage, self.workdir),
-            recipe.epochs,
-            recipe.batch_size,
-            recipe.seed,
-        )
+        self.task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher_of(stage, self.workdir))
         self.trainer = Trainer(
             self.task,
             devices=run.devices,

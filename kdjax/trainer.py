@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax import step, teachers
 from kdjax.data import order
-from kdjax.recipes import Parts
+from kdjax.recipes import Parts, Recipe, parts
 from kdjax.step import State
 from kdjax.types import Dataset, PyTree, Spec, Split
 
@@ -37,6 +37,16 @@ class Task(NamedTuple):
     @property
     def spec(self) -> Spec:
         return Spec(len(self.dataset.train.label), self.dataset.num_classes, self.epochs)
+
+
+def task(recipe: Recipe, dataset: Dataset, teacher: teachers.Teacher | None = None) -> Task:
+    """The task of a recipe on a data set, taught by `teacher` if the recipe distils.
+
+    Raises:
+      Refused: whatever `Recipe.check` and `parts` refuse.
+    """
+    recipe.check()
+    return Task(parts(recipe, dataset), dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed)
 
 
 class Trainer:
@@ -85,7 +95,11 @@ class Trainer:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
     def steps(self, state: State, *, stop: int | None = None) -> Iterator[tuple[State, dict[str, Any]]]:
-        """Trains from `state` to the end of its epoch, or to step `stop`; refreshes the objective at the epoch's end."""
+        """Trains from `state` to the end of its epoch, or to step `stop`; yields (state, logs) after each call.
+
+        The state passed in is donated, and so is each one yielded, to the next call. `refresh` is the caller's, at the
+        end of the epoch.
+        """
         per_epoch, seed = self.task.steps_per_epoch, np.uint32(self.task.seed)
         at = int(state.step)
         epoch, position = divmod(at, per_epoch)

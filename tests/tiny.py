@@ -35,7 +35,7 @@ def recipe(path: str, **changes: Any) -> Recipe:
     """Two epochs of a tiny network on the file at `path`, 4 steps each."""
     fields: dict[str, Any] = {
         "data": Data(name="arrays", path=path, num_classes=CLASSES, calibration_fraction=0.2),
-        "model": "conv_tiny",
+        "model": "mlp",
         "epochs": 2,
         "batch_size": 16,
         "optimizer": Optimizer(lr=0.05, schedule="constant", weight_decay=1e-4),
