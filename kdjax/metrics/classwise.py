@@ -85,7 +85,8 @@ def _mean_over_classes(
     return np.sum(spread(part, range(0, num_classes, chunk)), axis=0) / num_classes
 
 
-def _of_probs(probs: Any, labels: Any, bins: int, threshold: float, scheme: Scheme) -> float:
+def _of_probs(probs: Any, labels: Any, bins: int, scheme: Scheme, drop: Any = np.less, threshold: float = 0.0) -> float:
+    """Mean over the classes of `scheme`, with the entries for which `drop(p, threshold)` set to 0."""
     probs = _check.probabilities(probs)
     labels = _check.classes(labels, *probs.shape)
     bins = _check.bin_count(bins)
@@ -93,7 +94,7 @@ def _of_probs(probs: Any, labels: Any, bins: int, threshold: float, scheme: Sche
 
     def block(first: int, last: int) -> np.ndarray:
         part = probs[:, first:last].T.copy()
-        part[part <= threshold] = 0.0
+        part[drop(part, threshold)] = 0.0
         return part
 
     return float(_mean_over_classes(block, labels, probs.shape, bins, scheme)[0])
@@ -120,7 +121,7 @@ def sce(probs: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "N"], *, bins: in
     class has probability 0). GCE closes bins on the left. torrvision averages over the classes 0..max(label) only.
     Pearce's calibration_library counts (ŷ = j) = (y = j) as the hit: another quantity, near 0.8 for many classes.
     """
-    return _of_probs(probs, labels, bins, 0.0, _sce)
+    return _of_probs(probs, labels, bins, _sce)
 
 
 def ace_classwise_kdc(
@@ -139,7 +140,7 @@ def ace_classwise_kdc(
     Returns:
       Fraction in [0, 2/K].
     """
-    return _of_probs(probs, labels, bins, threshold, _stride)
+    return _of_probs(probs, labels, bins, _stride, np.less, threshold)
 
 
 def ace_classwise(
@@ -158,7 +159,7 @@ def ace_classwise(
 
     Source: Google's `GeneralCalibrationError` (default 30 bins there); the paper weighs every bin by 1/(KM) instead.
     """
-    return _of_probs(probs, labels, bins, threshold, _rounded)
+    return _of_probs(probs, labels, bins, _rounded, np.less_equal, threshold)
 
 
 def tace(

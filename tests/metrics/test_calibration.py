@@ -168,6 +168,15 @@ def test_the_kdc_code_drops_the_smallest_and_degenerates_below_one_example_a_bin
     assert metrics.ace_classwise(np.full((30, 2), 0.5), np.zeros(30, int)) == 0.5
 
 
+def test_a_probability_on_the_threshold_is_kept_by_kdc_and_dropped_by_nixon():
+    probs, labels = np.array([[0.25, 0.75], [0.5, 0.5], [0.75, 0.25], [1.0, 0.0]]), np.array([0, 0, 1, 0])
+    below = {"threshold": 0.25, "bins": 1}
+    # Above the smallest entry of each column: 0.5, 0.75, 1 with hits 1, 0, 1; and 0.25, 0.5, 0.75 with hits 1, 0, 0.
+    assert metrics.ace_classwise_kdc(probs, labels, **below) == pytest.approx((0.25 + 0.5) / 4 / 2)
+    # Strictly above 0.25: 0.5, 0.75, 1 with hits 1, 0, 1; 0.5, 0.75 with hits 0, 0.
+    assert metrics.tace(probs, labels, **below) == pytest.approx((0.25 / 3 + 1.25 / 2) / 2)
+
+
 def test_perfectly_calibrated_sample_has_no_error():
     confidence = np.repeat([0.2, 0.5, 0.8, 1.0], 10)
     correct = np.concatenate([np.arange(10) < c for c in (2, 5, 8, 10)])
