@@ -1,0 +1,141 @@
+"""Means and standard deviations over seeds, for Markdown, CSV, a terminal or a page (floor 5)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from kdjax.errors import Refused, one_of
+from kdjax.metrics import Spread, over_seeds
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+class Row(NamedTuple):
+    """One model, or one setting, over its seeds.
+
+    Attributes:
+      name: free text.
+      metrics: one dict a seed, as `kdjax.metrics.evaluate` returns it: fractions, and nats for the NLL.
+    """
+
+    name: str
+    metrics: list[dict[str, float]]
+
+
+class Column(NamedTuple):
+    """How a metric is printed: its heading, the factor it is multiplied by, decimals, and the better direction."""
+
+    head: str
+    scale: float = 100.0
+    digits: int = 2
+    better: str = "↓"
+
+
+COLUMNS: Mapping[str, Column] = {
+    "top1": Column("top-1 %", better="↑"),
+    "top5": Column("top-5 %", better="↑"),
+    "nll": Column("NLL", 1.0, 3),
+    "brier": Column("Brier", 1.0, 3),
+    "entropy": Column("entropy", 1.0, 3, ""),
+    "confidence": Column("confidence %", better=""),
+    "ece": Column("ECE %"),
+    "ece_over": Column("over %"),
+    "ece_under": Column("under %"),
+    "mce": Column("MCE %"),
+    "oe": Column("OE %"),
+    "rms": Column("RMS CE %"),
+    "average_ce": Column("average CE %"),
+    "ace": Column("ACE %"),
+    "sce": Column("SCE %"),
+    "ace_classwise": Column("class-wise ACE %"),
+    "ace_classwise_kdc": Column("KD(C) ACE %"),
+    "smece": Column("smooth ECE %"),
+    "debiased_l2": Column("debiased L2 %"),
+    "aurc": Column("AURC %"),
+    "eaurc": Column("E-AURC %"),
+    "auroc": Column("AUROC %", better="↑"),
+    "aupr": Column("AUPR %", better="↑"),
+    "aupr_errors": Column("AUPR errors %", better="↑"),
+    "fpr95": Column("FPR95 %"),
+}
+
+
+class Table(NamedTuple):
+    """Rows of `Spread` (mean, sd with n - 1, n), to be printed in one of four ways; see `table`."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Spread, ...]], ...]
+
+    def cells(self) -> list[list[str]]:
+        """What every printed form says: name, "mean ± sd" a column (the mean alone for one seed), n."""
+        return [[name, *map(_cell, self.columns, spreads), str(spreads[0].n)] for name, spreads in self.rows]
+
+    def heads(self) -> list[str]:
+        return ["", *(f"{c.head} {c.better}".strip() for c in map(COLUMNS.__getitem__, self.columns)), "n"]
+
+    def markdown(self) -> str:
+        """A Markdown table, ending in a newline."""
+        heads, *body = [[cell.replace("|", "\\|") for cell in row] for row in (self.heads(), *self.cells())]
+        rule = ["---", *("---:" for _ in heads[1:])]
+        return "".join(f"| {' | '.join(row)} |\n" for row in (heads, rule, *body))
+
+    def csv(self) -> str:
+        """Full precision and unscaled: name, n, then <metric>_mean and <metric>_sd (empty for one seed)."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["name", "n", *(f"{name}_{part}" for name in self.columns for part in ("mean", "sd"))])
+        for name, spreads in self.rows:
+            pairs = ((s.mean, s.sd if s.n > 1 else None) for s in spreads)
+            numbers = ["" if value is None else repr(float(value)) for pair in pairs for value in pair]
+            writer.writerow([name, spreads[0].n, *numbers])
+        return text.getvalue()
+
+    def rich(self) -> RichTable:
+        """For a terminal."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        made.caption, made.caption_justify = "mean ± sd over n seeds", "left"
+        for head in self.heads():
+            made.add_column(head, justify="right" if head else "left")
+        for cells in self.cells():
+            made.add_row(*map(Text, cells))
+        return made
+
+
+def _cell(name: str, spread: Spread) -> str:
+    column = COLUMNS[name]
+    parts = (spread.mean, spread.sd) if spread.n > 1 else (spread.mean,)
+    return " ± ".join(f"{column.scale * part:.{column.digits}f}" for part in parts)
+
+
+DEFAULT = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "sce", "ace")
+
+
+def table(rows: Sequence[Row], columns: Sequence[str] = DEFAULT) -> Table:
+    """Mean and standard deviation (n - 1) over the seeds of each row.
+
+    Args:
+      columns: keys of `COLUMNS`.
+
+    Raises:
+      Refused: no rows, a row without seeds, a metric that is unknown, missing from a row or NaN.
+    """
+    if not rows:
+        raise Refused("the table has no rows; expected at least one Row(name, metrics).")
+    made = []
+    for row in rows:
+        if not row.metrics:
+            raise Refused(f"row {row.name!r} has no seeds; expected one dict of metrics a seed.")
+        for column in columns:
+            one_of("column", column, COLUMNS)
+            for seed in row.metrics:
+                one_of(f"column of row {row.name!r}", column, seed)
+        made.append((row.name, tuple(over_seeds([seed[column] for seed in row.metrics]) for column in columns)))
+    return Table(tuple(columns), tuple(made))
