@@ -62,25 +62,41 @@ COVERS = {objective: set(variants) for objective, variants in STATELESS.items()}
 }
 
 
-def through(objective, batch, logits, state=(), progress=0.0, scale=1.0):
-    """(loss, gradient, terms, state) of an objective at these logits."""
+def door(objective):
+    """(batch, logits, state, progress) -> (loss, gradient, terms, state), compiled once per shape."""
 
-    def loss(z):
-        terms, new = objective.apply(state, batch, Output(z), progress)
-        return scale * terms.total, (terms, new)
+    def loss(logits, batch, state, progress):
+        terms, new = objective.apply(state, batch, Output(logits), progress)
+        return terms.total, (terms, new)
 
-    (value, (terms, new)), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
-    assert value.dtype == grad.dtype == np.asarray(logits).dtype
-    return value, grad, terms, new
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def apply(batch, logits, state=(), progress=0.0):
+        (value, (terms, new)), grad = compiled(logits, batch, state, progress)
+        assert value.dtype == grad.dtype == np.asarray(logits).dtype
+        return value, grad, terms, new
+
+    return apply
 
 
 @pytest.mark.parametrize(("objective", "variant"), [(o, v) for o in STATELESS for v in STATELESS[o]])
 def test_stateless(objective, variant):
+    # Built inside the trace, so that hyper-parameters are traced scalars and one compile serves all of their values.
+    @jax.jit
+    def value_and_grad(logits, labels, hparams):
+        built = STATELESS[objective][variant](hparams)
+
+        def loss(z):
+            terms, _ = built.apply(built.init(Spec(1, 2)), Batch(None, label=labels), Output(z), 0.0)
+            return terms.total, terms
+
+        return jax.value_and_grad(loss, has_aux=True)(logits)
+
     def check(case):
-        built = STATELESS[objective][variant](case.hparams)
-        scale = len(case["labels"]) if case.get("reduction") == "sum" else 1.0
-        batch, state = Batch(None, label=case["labels"]), built.init(Spec(1, 2))
-        loss, grad, terms, _ = through(built, batch, case["logits"], state, scale=scale)
+        (loss, terms), grad = value_and_grad(case["logits"], case["labels"], case.hparams)
+        assert loss.dtype == grad.dtype == case.dtype
+        scale = len(case["labels"]) if case.get("reduction") == "sum" else 1
+        loss, grad = scale * loss, scale * grad
         golden.match(case, loss)
         # MMCE's tied gradients are rounding noise in the reference; all others follow the first maximum.
         golden.match_gradient(case, grad, ties=objective != "mmce")
@@ -93,19 +109,21 @@ def test_stateless(objective, variant):
 
 
 def test_mixup():
+    apply = door(objectives.build("mixup"))
+
     def check(case):
         logits, labels, lam, perm = case["logits"], case["labels"], case["lam"], case["perm"]
         mixed = mix(Batch(case["x"], label=labels), lam, perm, logits.shape[1])
         assert mixed.label is None
         batch = mixed._replace(target=mixed.target.astype(logits.dtype))
-        loss, grad, _, _ = through(objectives.build("mixup"), batch, logits)
+        loss, grad, _, _ = apply(batch, logits)
         # The transform is float32 at most, as pixels are; so is the target, to 6e-8.
         np.testing.assert_allclose(mixed.inputs, case.expected["mixed_x"], rtol=1e-5, atol=1e-6)
         golden.match(case, loss, rtol=1e-6)
         exact = lam * jax.nn.one_hot(labels, logits.shape[1]) + (1 - lam) * jax.nn.one_hot(
             case.expected["labels_b"], logits.shape[1]
         )
-        loss, grad, _, _ = through(objectives.build("mixup"), batch._replace(target=exact), logits)
+        loss, grad, _, _ = apply(batch._replace(target=exact), logits)
         golden.match(case, loss)
         golden.match_gradient(case, grad)
 
@@ -113,11 +131,12 @@ def test_mixup():
 
 
 def test_adafocal():
+    apply = door(objectives.build("adafocal", reduction="sum"))
+
     def check(case):
         state = losses.AdaFocalState(case["gamma"], case["bin_lower"], case["bin_upper"])
-        objective = objectives.build("adafocal", reduction="sum", num_bins=case.hparams["num_bins"])
         batch = Batch(None, label=case["labels"])
-        loss, grad, _, _ = through(objective, batch, case["logits"], state)
+        loss, grad, _, _ = apply(batch, case["logits"], state)
         golden.match(case, loss)
         golden.match_gradient(case, grad)
         chosen = losses.adafocal_bin(losses.true_probability(case["logits"], case["labels"]), state)
@@ -142,7 +161,9 @@ def test_adafocal_updates():
         objective = objectives.build("adafocal", **options)
         pure = door = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), objective.init(Spec(1, 2)))
         for step in case.steps:
-            r, predicted, label = (case.cast(step["inputs"][f"val_{n}"]) for n in ("confidences", "predictions", "labels"))
+            r, predicted, label = (
+                case.cast(step["inputs"][f"val_{n}"]) for n in ("confidences", "predictions", "labels")
+            )
             gap, _ = losses.adafocal_gap(r, predicted == label, hp["num_bins"])
             golden.match(case, gap, step["expected"]["calibration_gap"])
             keywords = {key: hp[key] for key in ("lam", "switch", "gamma_min", "gamma_max")}
@@ -168,6 +189,7 @@ def test_crl(variant):
             weight=hp["rank_weight"],
             normaliser=hp["entropy_normaliser"],
         )
+        apply = door(objective)
         n = len(steps[0]["inputs"]["correctness_before"])
         state = objective.init(Spec(n, 10, epochs=len(steps)))
         for step in steps:
@@ -175,9 +197,8 @@ def test_crl(variant):
             for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
                 index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
                 progress = jnp.float32(step["epoch"] - 1) / len(steps)
-                loss, grad, terms, state = through(
-                    objective, Batch(None, label=labels, index=index), logits, state, progress
-                )
+                full = Batch(None, label=labels, index=index)
+                loss, grad, terms, state = apply(full, logits, state, progress)
                 golden.match(case, terms.losses["nll"], np.asarray(expected["ce"]))
                 golden.match(case, terms.losses["crl"], np.asarray(expected["ranking"]) * hp["rank_weight"])
                 golden.match(case, loss, np.asarray(expected["loss"]))
@@ -205,6 +226,7 @@ def test_pskd():
     def check(case):
         hp, steps = case.hparams, case.steps
         objective = objectives.build("pskd", alpha_T=hp["alpha_T"])
+        apply = door(objective)
         n, k = steps[0]["expected"]["predictions_after"].shape
         state = objective.init(Spec(n, k, hp["total_epochs"]))
         state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
@@ -212,9 +234,8 @@ def test_pskd():
             for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
                 index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
                 progress = jnp.float64(step["epoch"]) / hp["total_epochs"]
-                loss, grad, terms, state = through(
-                    objective, Batch(None, label=labels, index=index), logits, state, progress
-                )
+                full = Batch(None, label=labels, index=index)
+                loss, grad, terms, state = apply(full, logits, state, progress)
                 if step["epoch"] > 0:
                     golden.match(case, terms.logs["pskd_alpha"], np.asarray(step["alpha_t"]))
                 golden.match(case, loss, np.asarray(expected["loss"]))
