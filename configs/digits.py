@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Additive Gaussian noise in units of the pixel range; it makes the Bayes posterior soft, so that confidence matters.
     data.noise = 0.5
     data.train_examples = 800
-    data.calibration_fraction = 0.25
+    data.calibration_fraction = 0.2
     for part, model in ((config.recipe.teacher, "conv_small"), (config.recipe.student, "conv_tiny")):
         part.model = model
         part.epochs = 40

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +20,7 @@ from kdjax import console, metrics, report, stages, train
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe, from_dict
 from kdjax.stages import Stage
+from kdjax.trainer import Diverged
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Holds one directory per stage and the report; overrides config.run.workdir."
@@ -32,54 +33,55 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
 
     Exit codes: 0 done, 2 refused, 70 internal (a diverged loss), 74 disk, 75 interrupted and resumable.
     """
-    holder = config_flags.DEFINE_config_file(
-        "config", default, "A configuration, e.g. configs/cifar100.py:wrn_40_2,mdca"
-    )
+    holder: list[Any] = []
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            help_text = "A configuration file and names, e.g. configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd"
+            holder.append(config_flags.DEFINE_config_file("config", default, help_text))
+            return flags.FLAGS(argv)
+        except Exception as error:  # absl and ml_collections raise nearly every type here
+            _leave(_flag_sentence(error), train.EXIT_REFUSED)
+        raise AssertionError("unreachable")
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            _leave(
-                f"{argv[1]!r} is no flag; options start with --, like --config.recipe.student.epochs=5.",
-                train.EXIT_REFUSED,
-            )
-        config = holder.value
-        if _WORKDIR.value:
-            config.run.workdir = _WORKDIR.value
+            _leave(f"{argv[1]!r} is no flag; flags look like --config.recipe.student.epochs=5.", train.EXIT_REFUSED)
+        logging.set_verbosity(logging.WARNING)
+        try:
+            config = holder[0].value
+            # A config file that could not be loaded says so at its first use.
+            config.run.workdir = _WORKDIR.value or config.run.workdir
+        except OSError as error:
+            _leave(_flag_sentence(error), train.EXIT_REFUSED)
         try:
             run(config)
         except Refused as error:
             _leave(str(error), train.EXIT_REFUSED)
-        except train.Diverged as error:
+        except Diverged as error:
             _leave(str(error), train.EXIT_INTERNAL)
         except train.Interrupted as error:
             _leave(str(error), train.EXIT_INTERRUPTED)
         except OSError as error:
-            _leave(f"{error.strerror or error} ({error.filename or config.run.workdir}).", train.EXIT_IO)
+            _leave(str(error), train.EXIT_IO)
+        except Exception:  # what nobody foresaw keeps its traceback and gets the internal exit code
+            traceback.print_exc()
+            sys.exit(train.EXIT_INTERNAL)
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            return flags.FLAGS(argv)
-        except Refused as error:
-            _leave(str(error), train.EXIT_REFUSED)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            _leave(_flag_sentence(error), train.EXIT_REFUSED)
-        raise AssertionError("unreachable")
-
-    try:
-        app.run(guarded, flags_parser=parse)
-    except Exception:  # what nobody foresaw keeps its traceback and gets the internal exit code
-        traceback.print_exc()
-        sys.exit(train.EXIT_INTERNAL)
+    app.run(guarded, flags_parser=parse)
 
 
-def _flag_sentence(error: BaseException) -> str:
-    """One sentence from what absl and ml_collections raise; a Refused inside is taken as it is."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, Refused):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return re.sub(r"\s+", " ", str(error.args[0] if error.args else error)).strip()
+def _flag_sentence(error: Exception) -> str:
+    """One sentence from what absl and ml_collections raise; our own refusal inside their report is taken out of it."""
+    text = str(error).replace("\\n", " ").replace("\\'", "'")
+    if found := re.search(r"kdjax\.errors\.Refused: (.*)", text, re.DOTALL):
+        return found[1].strip()
+    if isinstance(error, AttributeError | KeyError) and (found := re.search(r"(\w+)\W+(Did you mean (\S+).*)?", text)):
+        hint = f"did you mean {found[3]}?" if found[3] else "see configs/base.py for the fields."
+        return f"the configuration has no field {found[1]!r}; {hint}"
+    if "No such file" in text and (found := re.search(r"No such file or directory: '?([^'\s]+)", text)):
+        return f"{found[1]} does not exist; expected a configuration such as configs/digits.py."
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def _leave(sentence: str, code: int) -> None:

@@ -211,7 +211,9 @@ def _parts(recipe: Recipe, num_classes: int, mean: tuple, std: tuple, scale: flo
         objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
         brought.append(_brought(recipe.distill.method, soft_options, num_classes))
     normalise = transforms.normalise(mean, std, scale)
-    train = transforms.chain(transforms.build(recipe.transform), *[t for t in brought if t is not None], normalise)
+    train = transforms.chain(
+        transforms.build(recipe.transform, num_classes=num_classes), *[t for t in brought if t is not None], normalise
+    )
     optimizer, schedule = _optimizer(recipe.optimizer, recipe.epochs, steps)
     return Parts(
         models.build(recipe.model, num_classes=num_classes, dtype=recipe.precision),

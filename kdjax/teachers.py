@@ -10,6 +10,7 @@ and all of them compose. A teacher never receives a gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from kdjax.objectives.core import need
 from kdjax.targets import temper
 from kdjax.types import Batch, Model, Output, PyTree
 
+Apply = Callable[[PyTree, Batch], Output]
+
 
 class Teacher(NamedTuple):
     """What a student learns from.
@@ -31,7 +34,7 @@ class Teacher(NamedTuple):
       variables: pytree of arrays.
     """
 
-    apply: Callable[[PyTree, Batch], Output]
+    apply: Apply
     variables: PyTree
 
 
@@ -40,22 +43,40 @@ def frozen(model: Model, variables: PyTree) -> Teacher:
 
     It sees the transformed batch, so that teacher and student look at the same pixels.
     """
+    return Teacher(_frozen(model), variables)
 
+
+# Equal teachers are the same function object, so that students that differ only in the seed share a compiled step.
+@functools.lru_cache(maxsize=256)
+def _frozen(model: Model) -> Apply:
     def apply(variables, batch):
         output, _ = model.apply(variables, batch.inputs, False, None)
         return jax.lax.stop_gradient(output)
 
-    return Teacher(apply, variables)
+    return apply
 
 
 def _mapped(teacher: Teacher, name: str, own: PyTree, change: Callable[[PyTree, Array, Batch], Array]) -> Teacher:
     """A teacher whose logits are changed by a function with variables of its own; features pass through."""
+    return Teacher(_changed(teacher.apply, name, change), {"teacher": teacher.variables, name: own})
 
+
+@functools.lru_cache(maxsize=256)
+def _changed(inner: Apply, name: str, change: Callable[[PyTree, Array, Batch], Array]) -> Apply:
     def apply(variables, batch):
-        output = teacher.apply(variables["teacher"], batch)
+        output = inner(variables["teacher"], batch)
         return output._replace(logits=change(variables[name], output.logits, batch))
 
-    return Teacher(apply, {"teacher": teacher.variables, name: own})
+    return apply
+
+
+def _divided(T: Array, logits: Array, batch: Batch) -> Array:
+    return logits / T
+
+
+@functools.lru_cache(maxsize=256)
+def _posthoc(apply: Callable[[PyTree, Array], Array]) -> Callable[[PyTree, Array, Batch], Array]:
+    return lambda params, logits, batch: apply(params, logits)
 
 
 def scaled(teacher: Teacher, T: Any) -> Teacher:
@@ -65,12 +86,12 @@ def scaled(teacher: Teacher, T: Any) -> Teacher:
       Refused: a Python number T <= 0.
     """
     T = jnp.asarray(positive("T", T), jnp.float32)
-    return _mapped(teacher, "T", T, lambda T, logits, batch: logits / T)
+    return _mapped(teacher, "T", T, _divided)
 
 
 def calibrated(teacher: Teacher, apply: Callable[[PyTree, Array], Array], params: PyTree) -> Teacher:
     """The teacher followed by a fitted post-hoc calibrator, `apply(params, logits) -> logits`."""
-    return _mapped(teacher, "posthoc", params, lambda params, logits, batch: apply(params, logits))
+    return _mapped(teacher, "posthoc", params, _posthoc(apply))
 
 
 def shaped(teacher: Teacher, target_fn: Callable[..., Array]) -> Teacher:

@@ -21,7 +21,7 @@ from kdjax.processes import any_process, is_primary, on_primary
 from kdjax.recipes import Parts
 from kdjax.stages import Stage
 from kdjax.step import State
-from kdjax.trainer import Task, Trainer, gather, refuse_divergence
+from kdjax.trainer import Task, Trainer, gather, refuse_divergence, task
 from kdjax.types import PyTree
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75

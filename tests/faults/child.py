@@ -12,6 +12,7 @@ import sys
 
 from kdjax import checkpoints, console, stages, train
 from kdjax.errors import Refused
+from kdjax.trainer import Diverged
 from tests import tiny
 
 
@@ -68,7 +69,7 @@ def main(workdir: str, npz: str, method: str, when: str = "") -> int:
     except train.Interrupted as error:
         print(error)
         return train.EXIT_INTERRUPTED
-    except (Refused, train.Diverged, OSError) as error:
+    except (Refused, Diverged, OSError) as error:
         print(error)
         return train.EXIT_REFUSED
     return 0

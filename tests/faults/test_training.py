@@ -16,6 +16,7 @@ import pytest
 from kdjax import checkpoints, console, objectives, stages, train
 from kdjax.errors import Refused
 from kdjax.stages import Stage
+from kdjax.trainer import Diverged
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -137,7 +138,7 @@ def test_a_done_stage_is_reused_and_a_changed_file_is_not_trusted(tmp_path, npz)
 
 def test_a_diverged_run_stops_names_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path, npz):
     recipe = tiny.recipe(npz, epochs=4, optimizer=tiny.Optimizer(lr=1e30, schedule="constant"))
-    with pytest.raises(train.Diverged, match=r"term '\w+' is (nan|inf) at step \d+ at learning rate 1e\+30"):
+    with pytest.raises(Diverged, match=r"term '\w+' is (nan|inf) at step \d+ at learning rate 1e\+30"):
         run_here(tmp_path, recipe, checkpoint_steps=1)
     store = checkpoints.Checkpoints(Stage(recipe).directory(tmp_path) / "checkpoints")
     for number in store.steps():
