@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -155,7 +156,7 @@ def run(args: Sequence[str] = ()) -> dict[str, Any]:
         rows += [_child(call, 1_000_000, options.repeats, options.threads) for call in calls]
 
     where = hardware(options.threads)
-    out = Table(title=f"float32 logits, {CLASSES} classes, {BINS} bins", title_justify="left")
+    out = Table(title=f"float32 logits, {CLASSES} classes, {BINS} bins", title_justify="left", box=box.SIMPLE)
     out.add_column("call", no_wrap=True)
     for column in ("examples", "median s", "min … max", "n", "extra MB", "target"):
         out.add_column(column, justify="right", no_wrap=True)
