@@ -156,7 +156,12 @@ def run(args: Sequence[str] = ()) -> dict[str, Any]:
         rows += [_child(call, 1_000_000, options.repeats, options.threads) for call in calls]
 
     where = hardware(options.threads)
-    out = Table(title=f"float32 logits, {CLASSES} classes, {BINS} bins", title_justify="left", box=box.SIMPLE)
+    out = Table(
+        title=f"float32 logits, {CLASSES} classes, {BINS} bins",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 2, 0, 0),
+    )
     out.add_column("call", no_wrap=True)
     for column in ("examples", "median s", "min … max", "n", "extra MB", "target"):
         out.add_column(column, justify="right", no_wrap=True)
