@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -159,8 +158,8 @@ def run(args: Sequence[str] = ()) -> dict[str, Any]:
     out = Table(
         title=f"float32 logits, {CLASSES} classes, {BINS} bins",
         title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 2, 0, 0),
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     out.add_column("call", no_wrap=True)
     for column in ("examples", "median s", "min … max", "n", "extra MB", "target"):
