@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax import losses
-from kdjax.errors import one_of, positive, within
+from kdjax.errors import Refused, one_of, positive, within
 from kdjax.losses.numerics import softmax_pair, wide
 from kdjax.objectives.core import Objective, Terms, need, weighted_mean
 from kdjax.objectives.rows import rows
@@ -52,7 +52,8 @@ def adafocal(
         clip (2) belong to that scale.
     """
     positive("adafocal.lam", lam)
-    within("adafocal.num_bins", num_bins, 1)
+    if not isinstance(num_bins, int) or num_bins < 1:
+        raise Refused(f"adafocal.num_bins is {num_bins!r}; expected a whole number, at least 1.")
     positive("adafocal.switch", switch)
     within("adafocal.gamma_min", gamma_min, None, 0.0, open_high=True)
     positive("adafocal.gamma_max", gamma_max)

@@ -33,13 +33,14 @@ def test_weight_zero_is_absence(name):
     kept = jnp.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0], bool)
     spoiled = jnp.where(kept[:, None], logits, jnp.array([jnp.nan, jnp.inf, -jnp.inf, 1e30, 0.0]))
     weight = kept.astype(jnp.float32)
-    value, grad = jax.value_and_grad(loss)(spoiled, jnp.where(kept, labels, -1), weight=weight)
-    wanted, wanted_grad = jax.value_and_grad(loss)(logits[kept], labels[kept])
+    compiled = jax.jit(jax.value_and_grad(loss))
+    value, grad = compiled(spoiled, jnp.where(kept, labels, -1), weight=weight)
+    wanted, wanted_grad = compiled(logits[kept], labels[kept])
     assert wanted > 0
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     np.testing.assert_allclose(grad[kept], wanted_grad, rtol=1e-4, atol=1e-7)
     assert not grad[~kept].any()
-    nothing, no_grad = jax.value_and_grad(loss)(spoiled, labels, weight=jnp.zeros(12))
+    nothing, no_grad = compiled(spoiled, jnp.where(kept, labels, -1), weight=jnp.zeros(12))
     assert nothing == 0 and not no_grad.any()
 
 
@@ -48,9 +49,10 @@ def test_weight_two_is_repetition_and_order_does_not_matter(name):
     logits, labels = batch()
     weight = jnp.array([2.0, *[1.0] * 10, 2.0])
     again = jnp.array([*range(12), 0, 11])
-    once = BATCH[name](logits, labels, weight=weight)
-    np.testing.assert_allclose(once, BATCH[name](logits[again], labels[again]), rtol=1e-5)
-    np.testing.assert_allclose(once, BATCH[name](logits[::-1], labels[::-1], weight=weight[::-1]), rtol=1e-5)
+    loss = jax.jit(BATCH[name])
+    once = loss(logits, labels, weight=weight)
+    np.testing.assert_allclose(once, loss(logits[again], labels[again]), rtol=1e-5)
+    np.testing.assert_allclose(once, loss(logits[::-1], labels[::-1], weight=weight[::-1]), rtol=1e-5)
 
 
 def test_mmce_weighted_as_the_paper_writes_it():
@@ -78,9 +80,10 @@ def test_mmce_weighted_is_zero_when_all_are_right_or_all_wrong(name):
 @pytest.mark.parametrize("name", [*BATCH, *CRL])
 def test_batch_statistics_are_finite_at_the_edges(name):
     loss = (BATCH | CRL)[name]
+    compiled = jax.jit(jax.value_and_grad(loss))
     for rows in ([[0.0, 0.0], [0.0, 0.0]], [[1e4, -1e4], [-1e4, 1e4]], [[1.0, 0.0]], [[1.0, -jnp.inf], [0.0, 2.0]]):
         logits = jnp.asarray(rows, jnp.bfloat16)
-        value, grad = jax.value_and_grad(loss)(logits, jnp.arange(len(rows)) % 2)
+        value, grad = compiled(logits, jnp.arange(len(rows)) % 2)
         assert value.dtype == jnp.float32 and jnp.isfinite(value) and jnp.isfinite(grad).all(), rows
 
 

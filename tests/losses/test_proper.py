@@ -45,7 +45,7 @@ EDGES = np.array(
 
 def value_and_grad(loss, logits, labels):
     """([B] values, [B, K] gradients of their sum)."""
-    grad, values = jax.grad(lambda z: (loss(z, labels).sum(), loss(z, labels)), has_aux=True)(logits)
+    grad, values = jax.jit(jax.grad(lambda z: (loss(z, labels).sum(), loss(z, labels)), has_aux=True))(logits)
     return values, grad
 
 
@@ -56,9 +56,10 @@ def test_finite_at_the_edges_and_float32_from_bfloat16(name):
     assert values.shape == labels.shape and values.dtype == jnp.float32
     assert np.all(np.isfinite(values)) and np.all(np.isfinite(grad)), (values, grad)
     assert not np.any(np.asarray(grad)[np.isneginf(EDGES)]), "a masked class has no gradient"
-    half = LABELLED[name](jnp.asarray([[1.0, 2.0, 0.5]], jnp.bfloat16), jnp.array([0]))
+    loss = jax.jit(LABELLED[name])
+    half = loss(jnp.asarray([[1.0, 2.0, 0.5]], jnp.bfloat16), jnp.array([0]))
     assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, LABELLED[name](jnp.asarray([[1.0, 2.0, 0.5]]), jnp.array([0])), rtol=1e-6)
+    np.testing.assert_allclose(half, loss(jnp.asarray([[1.0, 2.0, 0.5]]), jnp.array([0])), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["nll", "focal", "flsd", "dual_focal", "brier", "adafocal"])
