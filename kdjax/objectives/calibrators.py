@@ -140,9 +140,11 @@ def acls(
     within("acls.pos_lambda", pos_lambda, 0.0)
     within("acls.neg_lambda", neg_lambda, 0.0)
     one_of("acls.reference", reference, ("max", "range"))
-    options = {"margin": margin, "pos_lambda": pos_lambda, "neg_lambda": neg_lambda, "reference": reference}
-    penalty = each("acls", "acls", lambda logits, labels: losses.acls(logits, **options))
-    return blend((1, each("nll", "acls", losses.nll)), (alpha, penalty))
+
+    def penalty(logits, labels):
+        return losses.acls(logits, margin=margin, pos_lambda=pos_lambda, neg_lambda=neg_lambda, reference=reference)
+
+    return blend((1, each("nll", "acls", losses.nll)), (alpha, each("acls", "acls", penalty)))
 
 
 def _kdc(teacher: str, student: str) -> str:
