@@ -10,7 +10,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from kdjax import posthoc
 from kdjax.errors import Refused
-from kdjax.posthoc import POSTHOC, mean_nll
+from kdjax.metrics import nll
+from kdjax.posthoc import POSTHOC
 
 K = 4
 PARITY = {"temperature_grid_kdc", "temperature_grid_mdca", "temperature_grid_torrvision"}
@@ -37,7 +38,7 @@ class TestLaws:
         params = method.fit(z, y, **BY_NLL[name])
         out = np.asarray(method.apply(params, z))
         assert out.shape == z.shape and np.isfinite(out).all()
-        assert mean_nll(out, y) < mean_nll(z, y) - 0.01
+        assert nll(out, y) < nll(z, y) - 0.01
         if name in KEEPS_ARGMAX:
             assert (np.asarray(params["T"]) > 0).all()
             np.testing.assert_array_equal(out.argmax(axis=1), z.argmax(axis=1))
@@ -69,6 +70,8 @@ class TestLaws:
         method = POSTHOC[name]
         if name in PARITY - {"temperature_grid_torrvision"}:
             options["batch_size"] = 240
+        if name == "dirichlet":
+            options |= {"lam": 1.0, "mu": 1.0}  # the defaults count rows
         weighted = method.fit(z, y, weight=w, **options)
         if "classwise" in name:
             options["min_examples"] = 20  # counts rows, and repetition makes more of them
@@ -132,7 +135,7 @@ class TestTemperature:
         # At the optimum the mean logit under the model equals the mean logit of the labels.
         slope = (softmax(z / T, axis=1) * z).sum(axis=1) - z[np.arange(len(y)), y]
         assert abs(slope.mean()) < 1e-7
-        assert mean_nll(z / T, y) <= min(mean_nll(z / (T * f), y) for f in (0.999, 1.001))
+        assert nll(z / T, y) <= min(nll(z / (T * f), y) for f in (0.999, 1.001))
 
     def test_scale_and_shift(self):
         z, y = sample(2.0, n=500)
@@ -193,7 +196,7 @@ class TestAffine:
         params = posthoc.get("vector").fit(z, y)
 
         def loss(theta):
-            return mean_nll(z * theta[:K] + theta[K:], y)
+            return nll(z * theta[:K] + theta[K:], y)
 
         assert abs(approx_fprime(np.concatenate([params["w"], params["b"]]), loss, 1e-6)).max() < 1e-5
         pulled = posthoc.get("vector").fit(z, y, l2=1e4)
@@ -220,7 +223,7 @@ class TestAffine:
         params = posthoc.get("dirichlet").fit(z, y, lam=0.1, mu=0.1)
         _, grad = posthoc.dirichlet_loss(params, z, y, lam=0.1, mu=0.1)
         assert max(abs(grad["W"]).max(), abs(grad["b"]).max()) < 1e-6
-        assert mean_nll(np.asarray(posthoc.get("dirichlet").apply(params, z)), y) <= mean_nll(z, y)
+        assert nll(np.asarray(posthoc.get("dirichlet").apply(params, z)), y) <= nll(z, y)
 
     def test_odir_acts_on_the_off_diagonal_and_the_bias_alone(self):
         z, y = sample(2.0, n=500)
@@ -236,10 +239,22 @@ class TestAffine:
         out = posthoc.get("dirichlet").apply(posthoc.get("dirichlet").fit(mixed, y, lam=0, mu=0), mixed)
         assert abs(softmax(np.asarray(out), axis=1) - softmax(z, axis=1)).mean() < 0.01
 
+    def test_the_default_penalty_generalises_where_a_weak_one_does_not(self):
+        rng = np.random.default_rng(0)
+        z = 3 * rng.normal(size=(2, 800, 20))
+        fitted_on, held_out = (z / 2.5 + rng.gumbel(size=z.shape)).argmax(axis=2)
+        method = posthoc.get("dirichlet")
+
+        def out(**options):
+            return nll(np.asarray(method.apply(method.fit(z[0], fitted_on, **options), z[1])), held_out)
+
+        assert out() < nll(z[1] / 2.5, held_out) + 0.05
+        assert out() < out(lam=1.0, mu=1.0) - 0.1
+
     def test_select_odir_prefers_a_penalty_when_data_are_few(self):
         z, y = sample(1.0, n=60)
-        lam, mu = posthoc.select_odir(z, y, grid=(0.0, 1.0), folds=3)
-        assert lam == 1.0 and mu in (0.0, 1.0)
+        lam, mu = posthoc.select_odir(z, y, grid=(1e-3, 1.0), folds=3)
+        assert lam == 1.0 and mu in (1e-3, 1.0)
         with pytest.raises(Refused, match="folds"):
             posthoc.select_odir(z, y, folds=1)
 

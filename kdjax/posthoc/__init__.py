@@ -21,7 +21,7 @@ from kdjax.posthoc.affine import (
     fit_vector,
     select_odir,
 )
-from kdjax.posthoc.core import Params, PostHoc, mean_nll
+from kdjax.posthoc.core import Params, PostHoc
 from kdjax.posthoc.isotonic import apply_isotonic, fit_isotonic
 from kdjax.posthoc.temperature import (
     apply_classwise_temperature,
@@ -54,4 +54,4 @@ def get(name: str) -> PostHoc:
     return POSTHOC[one_of("the post-hoc method", name, POSTHOC)]
 
 
-__all__ = ["POSTHOC", "Params", "PostHoc", "dirichlet_loss", "get", "mean_nll", "select_odir"]
+__all__ = ["POSTHOC", "Params", "PostHoc", "dirichlet_loss", "get", "select_odir"]

@@ -50,13 +50,10 @@ def inspect(logits: Any, labels: Any, weight: Any = None) -> Sample:
     z, y = np.asarray(logits), np.asarray(labels)
     if z.ndim != 2 or y.ndim != 1 or len(z) != len(y):
         raise Refused(
-            f"a post-hoc fit got logits of shape {z.shape} and labels of shape {y.shape}; "
-            "expected [N, K] and [N]."
+            f"a post-hoc fit got logits of shape {z.shape} and labels of shape {y.shape}; expected [N, K] and [N]."
         )
     if len(z) == 0 or z.shape[1] < 2:
-        raise Refused(
-            f"a post-hoc fit got logits of shape {z.shape}; expected N >= 1 examples of K >= 2 classes."
-        )
+        raise Refused(f"a post-hoc fit got logits of shape {z.shape}; expected N >= 1 examples of K >= 2 classes.")
     if not np.issubdtype(y.dtype, np.integer):
         raise Refused(f"a post-hoc fit got labels of type {y.dtype}; expected integers in [0, {z.shape[1]}).")
     bad = np.flatnonzero((y < 0) | (y >= z.shape[1]))
@@ -99,11 +96,6 @@ def inspect(logits: Any, labels: Any, weight: Any = None) -> Sample:
 def log_softmax(z: np.ndarray) -> np.ndarray:
     """log p [N, K], float64, on the host."""
     return z - logsumexp(z, axis=1, keepdims=True)
-
-
-def onehot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """[N, K] float64."""
-    return np.eye(classes)[labels]
 
 
 def mean_nll(logits: Any, labels: Any, weight: Any = None) -> float:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import softmax
-from sklearn.isotonic import IsotonicRegression
 
 from kdjax.errors import within
 from kdjax.posthoc.core import Params, inspect
@@ -52,6 +51,8 @@ def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float =
     Raises:
       Refused: see `core.inspect`; floor out of range.
     """
+    from sklearn.isotonic import IsotonicRegression  # here, so that `import kdjax` stays light
+
     sample = inspect(logits, labels, weight)
     within("floor", floor, 0.0, 0.1, open_low=True)
     p = softmax(sample.logits, axis=1)
@@ -61,7 +62,5 @@ def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float =
         f.fit(p[:, k], sample.labels == k, sample_weight=sample.weight)
         knots.append((f.X_thresholds_, f.y_thresholds_))
     longest = max(len(x) for x, _ in knots)
-    x, y = (
-        np.stack([np.pad(row[i], (0, longest - len(row[i])), mode="edge") for row in knots]) for i in (0, 1)
-    )
+    x, y = (np.stack([np.pad(row[i], (0, longest - len(row[i])), mode="edge") for row in knots]) for i in (0, 1))
     return {"x": x.astype(np.float64), "y": y.astype(np.float64), "floor": np.float64(floor)}

@@ -13,13 +13,12 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from kdjax import metrics
 from kdjax.errors import Refused, one_of
 from kdjax.posthoc.core import Params, Sample, inspect, mean_nll
 
 LOW, HIGH = 1e-2, 1e2
-ROWS = (
-    1 << 16
-)  # rows per pass of the search: bounds its scratch memory, changes no number beyond summation order
+ROWS = 1 << 16  # rows per pass of the search: bounds its scratch memory, changes no number beyond summation order
 
 
 def apply_temperature(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
@@ -62,9 +61,7 @@ def fit_temperature(logits: Any, labels: Any, *, weight: Any = None) -> Params:
     return {"T": np.float64(T)}
 
 
-def fit_temperature_grid_kdc(
-    logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100
-) -> Params:
+def fit_temperature_grid_kdc(logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100) -> Params:
     """First minimum of Σ_batches mean-NLL over T = 0.2, 0.4, … while T <= 3, added up in floating point.
 
     Rounding makes the last sum 3.0000000000000004, so 3.0 is never tried: 14 values, and a teacher that needs
@@ -74,22 +71,16 @@ def fit_temperature_grid_kdc(
     Returns:
       {"T": []}.
     """
-    return _grid(
-        logits, labels, weight, itertools.takewhile(lambda T: T <= 3, _repeated(0.2, 0.2)), batch_size
-    )
+    return _grid(logits, labels, weight, itertools.takewhile(lambda T: T <= 3, _repeated(0.2, 0.2)), batch_size)
 
 
-def fit_temperature_grid_mdca(
-    logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100
-) -> Params:
+def fit_temperature_grid_mdca(logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100) -> Params:
     """As `fit_temperature_grid_kdc`, over T = 0.1, 0.2, … while T <= 10 (100 values). Source: the MDCA code.
 
     Returns:
       {"T": []}.
     """
-    return _grid(
-        logits, labels, weight, itertools.takewhile(lambda T: T <= 10, _repeated(0.1, 0.1)), batch_size
-    )
+    return _grid(logits, labels, weight, itertools.takewhile(lambda T: T <= 10, _repeated(0.1, 0.1)), batch_size)
 
 
 def fit_temperature_grid_torrvision(
@@ -109,12 +100,12 @@ def fit_temperature_grid_torrvision(
     """
     sample = inspect(logits, labels, weight)
     one_of("the criterion of the temperature grid", criterion, ("ece", "nll"))
-    if bins < 1:
-        raise Refused(f"bins is {bins}; expected at least 1.")
 
     def score(T: float) -> float:
         z = sample.logits / T
-        return _ece(z, sample, bins) if criterion == "ece" else mean_nll(z, sample.labels, sample.weight)
+        if criterion == "nll":
+            return mean_nll(z, sample.labels, sample.weight)
+        return float(metrics.binned(*metrics.top_label(z, sample.labels), bins=bins, weight=sample.weight).ece)
 
     return {"T": np.float64(min(itertools.islice(_repeated(0.1, 0.1), 100), key=score))}
 
@@ -125,9 +116,7 @@ def apply_classwise_temperature(params: Params, logits: Float[Array, "B K"]) -> 
     return z / jnp.asarray(params["T"], z.dtype)[jnp.argmax(z, axis=-1)][:, None]
 
 
-def fit_classwise_temperature(
-    logits: Any, labels: Any, *, weight: Any = None, min_examples: int = 20
-) -> Params:
+def fit_classwise_temperature(logits: Any, labels: Any, *, weight: Any = None, min_examples: int = 20) -> Params:
     """One temperature per *predicted* class, T[ŷ], each fitted on the rows predicted so.
 
     A class that fewer than `min_examples` rows are predicted as, or whose own optimum lies at the clamp, gets
@@ -198,12 +187,3 @@ def _grid(logits: Any, labels: Any, weight: Any, grid: Iterable[float], batch_si
         return sum(mean_nll(z[b] / T, y[b], w[b]) for b in batches)
 
     return {"T": np.float64(min(grid, key=score))}
-
-
-def _ece(z: np.ndarray, sample: Sample, bins: int) -> float:
-    """Σ_bins |Σ w (hit − confidence)| with equal-width bins (lo, hi], to choose a temperature by."""
-    p = softmax(z, axis=1)
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.searchsorted(edges, p.max(axis=1), side="left")
-    gap = (p.argmax(axis=1) == sample.labels) - p.max(axis=1)
-    return float(np.abs(np.bincount(which, sample.weight * gap)).sum())
