@@ -1,0 +1,281 @@
+"""Numbers to hold against their targets: printed and written as JSON, asserted by nothing.
+
+    python -m experiments.benchmark                            # everything, a few minutes on two cores
+    python -m experiments.benchmark step --threads 2 --json step.json
+    python -m experiments.benchmark step --quick               # a smoke test of the benchmark itself
+    python -m experiments.benchmark step --batch 512 --precision bfloat16 --steps_per_call 8        # on a GPU
+    python -m experiments.benchmark metrics --repeats 5 --threads 2
+
+`step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
+per (stage, split), and the import. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the calibration errors.
+Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
+The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from kdjax import files
+from kdjax.errors import Refused, one_of, within
+
+_JSON = flags.DEFINE_string("json", None, "Where the numbers are written; default $OUT/benchmark.json if OUT is set.")
+_QUICK = flags.DEFINE_bool("quick", False, "Tiny networks and few repeats: does the benchmark run at all?")
+_THREADS = flags.DEFINE_integer("threads", 0, "Processors to use; 0 means all that this process may use.")
+_REPEATS = flags.DEFINE_integer("repeats", 0, "Measurements of each number; 0 means the section's own choice.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Batch size of the distillation step.")
+_PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Compute dtype of the networks.")
+_STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 0, "Steps scanned per call; 0: 1 on CPU, 8 elsewhere.")
+_TEACHER = flags.DEFINE_string("teacher", "wrn_40_2", "The teacher's network.")
+_STUDENT = flags.DEFINE_string("student", "wrn_40_1", "The student's network.")
+_TORCH = flags.DEFINE_bool("torch", True, "Compare with PyTorch where it is installed.")
+_CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:cpu", "The run whose memory is measured.")
+
+DISPATCH_US, MEMORY_MB = 1500, 2000
+EXIT_REFUSED = 2
+
+Rows = list[tuple[str, ...]]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores in use, device and versions. Starts JAX's backend."""
+    from kdjax import provenance
+
+    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if info.exists():
+        named = (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line)
+        name = next(named, name)
+    found = provenance.environment()
+    text = (
+        f"{name}, {found['cpus']} of {os.cpu_count()} cores, device {found['device']}, "
+        f"jax {found['versions']['jax']}, Python {found['python']}"
+    )
+    return {"text": text, "cpu": name, **found}
+
+
+def show(title: str, columns: Sequence[str], rows: Rows, note: str = "") -> None:
+    """A table on the terminal, numbers to the right; in a pipe it is 140 wide."""
+    table = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def between(s: Any, digits: int = 0) -> str:
+    """median (min … max)."""
+    return f"{s.median:,.{digits}f} ({s.min:,.{digits}f} … {s.max:,.{digits}f})"
+
+
+def verdict(held: bool, text: str) -> str:
+    return f"[green]{text} ✓" if held else f"[red]{text} ✗"
+
+
+def settings() -> Any:
+    """The step section's settings from the flags."""
+    from experiments.benchmark_step import Settings
+
+    chosen = Settings(
+        teacher=_TEACHER.value,
+        student=_STUDENT.value,
+        batch=within("--batch", _BATCH.value, 1),
+        precision=_PRECISION.value,
+        steps_per_call=within("--steps_per_call", _STEPS_PER_CALL.value, 0),
+        torch=_TORCH.value,
+    )
+    chosen = chosen.quick() if _QUICK.value else chosen
+    return dataclasses.replace(chosen, rounds=_REPEATS.value) if _REPEATS.value else chosen
+
+
+def step_section() -> dict[str, Any]:
+    """Imports in fresh processes first, then what needs this process's own JAX."""
+    from experiments import benchmark_dispatch, benchmark_memory, benchmark_step
+
+    chosen = settings()
+    out: dict[str, Any] = {"import": benchmark_memory.imports(2 if _QUICK.value else 5)}
+    show_imports(out["import"])
+    out["dispatch"] = [row for n in (1, 240) for row in benchmark_dispatch.dispatch(n, chosen.calls)]
+    show_dispatch(out["dispatch"])
+    out["traces"] = benchmark_dispatch.traces()
+    show_traces(out["traces"])
+    out["distillation"] = benchmark_step.distillation_step(chosen)
+    show_distillation(out["distillation"])
+    return out
+
+
+def show_imports(rows: list[dict[str, Any]]) -> None:
+    show(
+        "import in a fresh process",
+        ("module", "seconds", "n", "heavy packages", "target"),
+        [
+            (
+                row["module"],
+                between(row["seconds"], 2),
+                str(row["seconds"].n),
+                ", ".join(row["heavy"]) or "none",
+                verdict(not row["heavy"], "none"),
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_dispatch(rows: list[dict[str, Any]]) -> None:
+    show(
+        "one call with nothing to compute, microseconds: median (min … max)",
+        ("call", "model leaves", "state leaves", "until it returns", "until it is done", "n", "target"),
+        [
+            (
+                row["what"],
+                str(row["model_leaves"]),
+                str(row["state_leaves"]),
+                between(row["returns_us"]),
+                between(row["done_us"]),
+                str(row["done_us"].n),
+                verdict(row["done_us"].median < DISPATCH_US, f"< {DISPATCH_US}") if row["ours"] else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_traces(rows: list[dict[str, Any]]) -> None:
+    show(
+        "compiles in a stage of two epochs",
+        ("stage", "split", "program", "compiles", "target"),
+        [
+            (row["stage"], row["split"], row["program"], str(row["traces"]), verdict(row["traces"] == 1, "1"))
+            for row in rows
+        ],
+    )
+
+
+def show_distillation(found: dict[str, Any]) -> None:
+    rows: Rows = []
+    for name, one in found["contestants"].items():
+        ratio = one["ours_over_this"]
+        rows.append(
+            (
+                name,
+                between(one["images_per_s"], 1),
+                between(ratio, 2) if one["is_peer"] else "",
+                f"{one['gflop_per_s']:.1f}",
+                f"{one['share_of_matmul']:.0%}",
+                f"{one['first_call_s']:.1f}",
+                str(ratio.n),
+                verdict(ratio.median >= 1, "≥ 1") if one["must_match"] else "",
+            )
+        )
+    absent = "".join(f"\n{name}: {why}." for name, why in found["absent"].items())
+    rate = found["matmul_gflop_per_s"]
+    show(
+        f"distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}, "
+        f"{found['steps_per_call']} step(s) a call",
+        ("contestant", "images/s", "kdjax ÷ this", "GFLOP/s", "of matmul", "first call s", "n", "target"),
+        rows,
+        f"{found['gflop_per_image']:.3f} GFLOP an image, counted from shapes; {found['matmul']}² matmul: "
+        f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, median (min … max).{absent}",
+    )
+
+
+def memory_section() -> dict[str, Any]:
+    from experiments import benchmark_memory
+
+    found = benchmark_memory.peak(_CONFIG.value, 2 if _QUICK.value else 20)
+    if isinstance(found, str):
+        print(f"memory: skipped; {found}")
+        return {"skipped": found}
+    rows: Rows = []
+    for one in found:
+        rows += [(f"{one['case']}: {mark}", f"{mb:,.0f}", "") for mark, mb in one["marks"].items()]
+        rows.append((one["case"], f"{one['peak_mb']:,.0f}", verdict(one["peak_mb"] < MEMORY_MB, f"< {MEMORY_MB}")))
+    first = found[0]
+    what = f"{first['config']}, {' → '.join(first['models'])}, batch {first['batch_size']}"
+    show(
+        f"peak resident memory so far, MB: {what}, {first['train_examples']:,} images resident",
+        ("process, after", "peak MB", "target"),
+        rows,
+    )
+    return {"n": 1, "target_mb": MEMORY_MB, "runs": found}
+
+
+def metrics_section() -> dict[str, Any]:
+    from experiments import benchmark_metrics
+
+    arguments = ["--threads", str(cores()), *(["--quick"] if _QUICK.value else [])]
+    return benchmark_metrics.run([*arguments, *(["--repeats", str(_REPEATS.value)] if _REPEATS.value else [])])
+
+
+# What runs in fresh processes goes first, while this process is small: a child's memory counters inherit its parent's.
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "metrics": metrics_section,
+    "memory": memory_section,
+    "step": step_section,
+}
+
+
+def plain(value: Any) -> Any:
+    """The same for JSON: named tuples become objects."""
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def run(argv: Sequence[str]) -> dict[str, Any]:
+    """The sections named on the command line; returns what is written.
+
+    Raises:
+      Refused: an unknown section, or a flag out of range.
+    """
+    if len(argv) > 2:
+        raise Refused(f"{argv[2]!r} is one word too many; expected one of {', '.join(SECTIONS)} or all.")
+    chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, "all"])
+    within("--repeats", _REPEATS.value, 0)
+    if within("--threads", _THREADS.value, 0) and hasattr(os, "sched_setaffinity"):
+        # Before JAX starts its threads, and inherited by every child.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    folder = os.environ.get("OUT")
+    path = Path(_JSON.value) if _JSON.value else Path(folder) / "benchmark.json" if folder else None
+    out: dict[str, Any] = {"command": ["python", "-m", "experiments.benchmark", *sys.argv[1:]]}
+    for name in [chosen] if chosen != "all" else SECTIONS:
+        out[name] = plain(SECTIONS[name]())
+    out["hardware"] = hardware()
+    print(out["hardware"]["text"])
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, out)
+        print(f"benchmark: written to {path}")
+    return out
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command: exit code 2 and one sentence where something is refused."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are to be real
+    # PyTorch shares the GPU, in the same process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        run(argv)
+    except Refused as refused:
+        print(f"refused: {refused}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,242 @@
+"""The speed of a distillation step through the real Trainer, beside its peers of `experiments/peers.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import peers
+from experiments.spread import Spread, spread
+from kdjax import data, provenance, teachers
+from kdjax.recipes import Distill, Optimizer, Recipe, parts
+from kdjax.trainer import Task, Trainer
+from kdjax.types import Batch, Dataset, Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+      steps_per_call: 0 is the Trainer's own choice.
+      rounds: turns each contestant gets, alternating.
+      seconds: aimed-at length of a turn.
+      examples: of the training set that lives on the device.
+      calls: of the dispatch measurement.
+      matmul: side of the square matrices whose product gives the machine's rate.
+    """
+
+    teacher: str = "wrn_40_2"
+    student: str = "wrn_40_1"
+    batch: int = 64
+    precision: str = "float32"
+    steps_per_call: int = 0
+    rounds: int = 7
+    seconds: float = 3.0
+    examples: int = 50_000
+    calls: int = 1000
+    matmul: int = 4096
+    size: int = 32
+    num_classes: int = 100
+    torch: bool = True
+
+    def quick(self) -> Settings:
+        """A smoke test of seconds: a pair of ResNet-8, two rounds; its numbers mean little."""
+        return dataclasses.replace(
+            self, teacher="resnet8", student="resnet8", rounds=2, seconds=0.2, examples=2048, calls=300, matmul=1024
+        )
+
+
+class Contestant(Protocol):
+    def advance(self, n: int) -> float: ...
+
+
+class Ours:
+    """The Trainer as a contestant."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.state = trainer, trainer.init()
+
+    def advance(self, n: int) -> float:
+        """Runs n steps, over the ends of epochs, and waits; the last loss."""
+        stop = int(self.state.step) + n
+        logs: dict[str, Any] = {}
+        while int(self.state.step) < stop:
+            for self.state, logs in self.trainer.steps(self.state, stop=stop):
+                pass
+        jax.block_until_ready(self.state)
+        return float(logs["loss"][-1])
+
+
+class Work(NamedTuple):
+    """One distillation step's ingredients, shared by all contestants."""
+
+    settings: Settings
+    hyper: peers.Hyper
+    trainer: Trainer
+    teacher: Model
+    teacher_variables: Any
+
+    def ours(self) -> Ours:
+        return Ours(self.trainer)
+
+    def batch(self) -> tuple[Any, Any]:
+        """The Trainer's first batch, transformed as its first step does it, on the device."""
+        task = self.trainer.task
+        rows = self.order()[0]
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(task.seed)), 0), 0)
+        split = task.dataset.train
+        return task.parts.transform(key, Batch(inputs=jnp.asarray(split.inputs[rows]))).inputs, split.label[rows]
+
+    def order(self) -> np.ndarray:
+        task = self.trainer.task
+        return data.epoch_order(len(task.dataset.train.label), task.batch_size, seed=task.seed, epoch=0)
+
+    def plain(self, *, transforms: bool) -> peers.Plain:
+        """The hand-written step from the Trainer's own initial parameters."""
+        task = self.trainer.task
+        split = task.dataset.train
+        images, labels = (split.inputs, split.label) if transforms else self.batch()
+        return peers.Plain(
+            task.parts.model,
+            self.trainer.init().variables,
+            self.teacher,
+            self.teacher_variables,
+            images,
+            labels,
+            hyper=self.hyper,
+            transform=task.parts.transform if transforms else None,
+            order=self.order() if transforms else None,
+            seed=task.seed,
+        )
+
+    def torch(self) -> peers.Torch:
+        s = self.settings
+        images, labels = self.batch()
+        return peers.Torch(
+            s.student,
+            s.teacher,
+            np.asarray(images),
+            labels,
+            num_classes=s.num_classes,
+            hyper=self.hyper,
+            precision=s.precision,
+            threads=provenance.environment()["cpus"],
+        )
+
+
+def pixels(s: Settings, examples: int) -> Dataset:
+    """Random uint8 images: the speed of a step does not depend on what is seen."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (examples + 2, s.size, s.size, 3), np.uint8)
+    y = rng.integers(0, s.num_classes, examples + 2).astype(np.int32)
+    train, calibration, test = (x[2:], y[2:]), (x[:1], y[:1]), (x[1:2], y[1:2])
+    constants = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return data.from_arrays(train, test, calibration, num_classes=s.num_classes, normalisation=constants)
+
+
+def work(s: Settings) -> Work:
+    """The Trainer of a student with a frozen, untrained teacher on random pixels; whole calls in every epoch."""
+    hyper = peers.Hyper()
+    per_call = s.steps_per_call or (1 if jax.default_backend() == "cpu" else 8)
+    own = pixels(s, max(1, s.examples // (s.batch * per_call)) * s.batch * per_call)
+    recipe = Recipe(
+        model=s.student,
+        distill=Distill("kd", (("T", hyper.T),), alpha=hyper.alpha),
+        transform=("pad_crop", "flip"),
+        optimizer=Optimizer(lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, schedule="constant"),
+        epochs=1000,
+        batch_size=s.batch,
+        precision=s.precision,
+    ).check()
+    taught = parts(dataclasses.replace(recipe, model=s.teacher, distill=None), own).model
+    example = jax.ShapeDtypeStruct((1, s.size, s.size, 3), jnp.float32)
+    variables = jax.device_get(taught.init(jax.random.key(1), example))
+    task = Task(parts(recipe, own), own, teachers.frozen(taught, variables), recipe.epochs, s.batch, recipe.seed)
+    return Work(s, hyper, Trainer(task, devices=1, steps_per_call=per_call), taught, variables)
+
+
+def contest(contestants: Mapping[str, Contestant], s: Settings, per_call: int = 1) -> dict[str, Any]:
+    """Every contestant in turn, A B A B ...; seconds a step by round, and the first call apart (trace and compile)."""
+    first: dict[str, float] = {}
+    steps: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for name, one in contestants.items():
+        began = time.perf_counter()
+        one.advance(per_call)
+        first[name] = time.perf_counter() - began
+        began = time.perf_counter()
+        one.advance(per_call)
+        steps[name] = per_call * max(1, round(s.seconds / (time.perf_counter() - began)))
+    for _ in range(s.rounds):
+        for name, one in contestants.items():
+            began = time.perf_counter()
+            loss = one.advance(steps[name])
+            seconds[name].append((time.perf_counter() - began) / steps[name])
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"{name} has loss {loss}: the speed of a diverged run is no measurement.")
+    return {name: {"first_call_s": first[name], "steps": steps[name], "seconds": seconds[name]} for name in contestants}
+
+
+OURS, PLAIN, AUGMENTED, TORCH = "kdjax Trainer", "plain JAX", "plain JAX + transforms", "PyTorch eager"
+
+
+def distillation_step(s: Settings) -> dict[str, Any]:
+    """Images/s of the step and of each peer, their ratio round by round, and the share of the matmul rate."""
+    w = work(s)
+    contestants: dict[str, Contestant] = {
+        OURS: w.ours(),
+        PLAIN: w.plain(transforms=False),
+        AUGMENTED: w.plain(transforms=True),
+    }
+    absent = {}
+    try:
+        if s.torch:
+            contestants[TORCH] = w.torch()
+    except peers.Absent as why:
+        absent[TORCH] = str(why)
+    rate = matmul_rate(s)
+    found = contest(contestants, s, w.trainer.steps_per_call)
+    gflop = step_gflop(w)
+    for name, one in found.items():
+        one |= {"is_peer": name != OURS, "must_match": name in (PLAIN, AUGMENTED)}
+        one["images_per_s"] = spread([s.batch / t for t in one["seconds"]])
+        one["gflop_per_s"] = gflop * one["images_per_s"].median
+        one["share_of_matmul"] = one["gflop_per_s"] / rate.median
+        pairs = zip(one["seconds"], found[OURS]["seconds"], strict=True)
+        one["ours_over_this"] = spread([theirs / ours for theirs, ours in pairs])
+    return {
+        **dataclasses.asdict(s),
+        "steps_per_call": w.trainer.steps_per_call,
+        "gflop_per_image": gflop,
+        "matmul_gflop_per_s": rate,
+        "contestants": found,
+        "absent": absent,
+    }
+
+
+def step_gflop(w: Work) -> float:
+    """2 x (3 x student + teacher) MACs an image: backward costs two forwards, the teacher has none."""
+    image = jax.ShapeDtypeStruct((1, w.settings.size, w.settings.size, 3), jnp.float32)
+    student = jax.eval_shape(w.trainer.init).variables
+    own = peers.macs(w.trainer.task.parts.model, student, image)
+    return 2e-9 * (3 * own + peers.macs(w.teacher, w.teacher_variables, image))
+
+
+def matmul_rate(s: Settings, repeats: int = 5) -> Spread:
+    """GFLOP/s of one large matrix product in the step's precision."""
+    x = jnp.ones((s.matmul, s.matmul), s.precision)
+    product = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(x, x))
+    rates = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        rates.append(2e-9 * s.matmul**3 / (time.perf_counter() - began))
+    return spread(rates)

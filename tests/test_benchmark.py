@@ -1,0 +1,170 @@
+"""The benchmark compares equal work, alternates, counts as it says and writes what it promises; no time is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import benchmark, benchmark_dispatch, benchmark_memory, benchmark_step, peers
+from experiments.benchmark_step import Settings
+from kdjax import models
+from kdjax.errors import Refused
+
+TINY = Settings(
+    teacher="wrn_10_2",
+    student="wrn_10_1",
+    batch=8,
+    rounds=2,
+    seconds=0.01,
+    examples=64,
+    calls=20,
+    matmul=32,
+    size=8,
+    num_classes=5,
+    torch=False,
+)
+
+
+@pytest.fixture(scope="module")
+def work():
+    return benchmark_step.work(TINY)
+
+
+def test_hand_written_step_is_the_same_step(work):
+    """Same parameters, same order, same crops: the same losses, and the same parameters after three steps."""
+    ours, plain = work.ours(), work.plain(transforms=True)
+    losses = [(ours.advance(1), plain.advance(1)) for _ in range(3)]
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
+    assert losses[0][0] != losses[1][0]
+    chex.assert_trees_all_close(ours.state.params, plain.state[0], rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(ours.state.batch_stats, plain.state[1], rtol=1e-3, atol=1e-5)
+
+
+def test_hand_written_step_without_transforms(work):
+    """It gets the batch that the Trainer's first step makes for itself, so its first loss is the Trainer's."""
+    plain = work.plain(transforms=False)
+    first = plain.advance(1)
+    assert first == pytest.approx(work.ours().advance(1), rel=1e-4)
+    assert plain.advance(1) != first
+
+
+def test_torch_peer_is_the_same_network(work):
+    """The same numbers in both frameworks: logits of the student in training mode, and the loss."""
+    torch = pytest.importorskip("torch")
+    one = work.torch()
+    initial = work.trainer.init().variables
+    _load(torch, one.student, initial)
+    _load(torch, one.teacher, work.teacher_variables)
+    assert one.advance(1) == pytest.approx(work.plain(transforms=False).advance(1), rel=1e-3)
+
+
+def _load(torch, network, variables):
+    """Copies parameters by order: PyTorch registers a block's layers as norm1, norm2, conv1, conv2, shortcut."""
+    params = variables["params"]
+
+    def norm(layer, p):
+        layer.weight.data, layer.bias.data = torch.tensor(np.array(p["scale"])), torch.tensor(np.array(p["bias"]))
+
+    def conv(layer, p):
+        layer.weight.data = torch.tensor(np.array(p["kernel"]).transpose(3, 2, 0, 1))
+
+    conv(network.stem, params["stem"])
+    norm(network.norm, params["norm"])
+    network.head.weight.data = torch.tensor(np.array(params["head"]["kernel"]).T)
+    network.head.bias.data = torch.tensor(np.array(params["head"]["bias"]))
+    names = sorted(n for n in params if n.startswith("stage"))
+    assert len(names) == len(network.blocks)
+    for name, block in zip(names, network.blocks, strict=True):
+        for layer, p in params[name].items():
+            (norm if layer.startswith("norm") else conv)(getattr(block, layer), p)
+
+
+@pytest.mark.parametrize("name, millions", [("wrn_40_1", 83.3), ("wrn_40_2", 327.6), ("resnet8", 12.5)])
+def test_macs(name, millions):
+    """Sums over the layers of the published architectures, worked out apart from this code."""
+    model = models.build(name, num_classes=100)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert peers.macs(model, variables, image) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_contest_alternates_and_refuses_nonsense():
+    turns = []
+
+    class Fake:
+        def __init__(self, name, loss=1.0):
+            self.name, self.loss = name, loss
+
+        def advance(self, n):
+            turns.append(self.name)
+            return self.loss
+
+    found = benchmark_step.contest({"a": Fake("a"), "b": Fake("b")}, TINY)
+    assert turns[-4:] == ["a", "b", "a", "b"] and len(found["a"]["seconds"]) == TINY.rounds
+    with pytest.raises(FloatingPointError, match="b has loss nan"):
+        benchmark_step.contest({"a": Fake("a"), "b": Fake("b", math.nan)}, TINY)
+
+
+def test_empty_model_has_the_leaves_it_says():
+    rows = benchmark_dispatch.dispatch(7, calls=5, warmup=2)
+    assert [row["model_leaves"] for row in rows] == [7, 7, 7]
+    assert all(row["state_leaves"] >= 14 and row["done_us"].n == 5 for row in rows)
+    assert all(row["done_us"].median >= row["returns_us"].min > 0 for row in rows)
+    assert [row["ours"] for row in rows] == [False, True, True]
+
+
+def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "deep" / "benchmark.json"
+    monkeypatch.setenv("OUT", str(path.parent))
+    monkeypatch.setattr(benchmark, "settings", lambda: dataclasses.replace(TINY, teacher="mlp", student="mlp"))
+    monkeypatch.setattr(benchmark_memory, "imports", lambda n, run=benchmark_memory.imports: run(1))
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        benchmark.run(["benchmark", "step"])
+    found = json.loads(path.read_text())
+    assert {"command", "hardware", "step"} <= found.keys()
+    assert all(found["hardware"][key] for key in ("text", "cpu", "cpus", "device", "versions"))
+    section = found["step"]
+    assert {row["traces"] for row in section["traces"]} == {1} and len(section["traces"]) == 8
+    assert [row["heavy"] for row in section["import"]] == [[], []]
+    for row in section["dispatch"]:
+        assert row["returns_us"]["n"] == row["done_us"]["n"] == TINY.calls
+    step = section["distillation"]
+    contestants = step["contestants"]
+    assert contestants.keys() == {benchmark_step.OURS, benchmark_step.PLAIN, benchmark_step.AUGMENTED}
+    for one in contestants.values():
+        assert len(one["seconds"]) == one["images_per_s"]["n"] == one["ours_over_this"]["n"] == TINY.rounds
+        speed, share = one["images_per_s"]["median"] * step["gflop_per_image"], one["share_of_matmul"]
+        assert one["gflop_per_s"] == pytest.approx(speed)
+        assert share == pytest.approx(speed / step["matmul_gflop_per_s"]["median"])
+        assert one["first_call_s"] > 0
+    printed = capsys.readouterr().out
+    assert "kdjax ÷ this" in printed and "written to" in printed and found["hardware"]["text"] in printed
+
+
+def test_memory_without_the_data_set_is_skipped_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    sentence = benchmark_memory.peak("configs/cifar100.py:cpu", 1)
+    assert isinstance(sentence, str) and str(tmp_path) in sentence and "prepare" in sentence
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = benchmark_memory.peak_mb()
+    held = np.ones(int(before * 1e6 / 8) + 10_000_000)
+    assert benchmark_memory.peak_mb() >= 8 * held.size / 1e6 > before
+
+
+def test_unknown_section_is_refused():
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        with pytest.raises(Refused, match="did you mean metrics"):
+            benchmark.run(["benchmark", "metric"])
