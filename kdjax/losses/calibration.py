@@ -205,7 +205,8 @@ def crl(
     u = jax.lax.stop_gradient(jnp.where(kept, history, 0.0)).astype(kappa.dtype)
     b = kept.shape[0]
     here = jnp.where(kept, jnp.arange(b), 2 * b)
-    ahead = jax.lax.cummin(jnp.concatenate([here, jnp.where(kept, here + b, 2 * b)]), reverse=True)
+    # For each position, the first present example at or after it, the batch written out twice.
+    ahead = jax.lax.cummin(jnp.concatenate([here, here + b]), reverse=True)
     partner = ahead[1 : b + 1] % b
     difference = u - u[partner]
     sign = jnp.sign(difference)
