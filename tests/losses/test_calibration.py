@@ -130,6 +130,20 @@ def test_margins_and_references():
         losses.acls(logits, reference="mean")
 
 
+def test_a_masked_class_leaves_the_sums_over_classes():
+    logits, labels = jnp.array([[0.3, -jnp.inf, 3.0, -2.0, 1.0], [5.0, -jnp.inf, 1.0, 1.5, 2.0]]), jnp.array([0, 2])
+    present, moved = jnp.array([0, 2, 3, 4]), jnp.array([0, 1])
+    # Each penalty divides by a number of classes or pairs, which a mask leaves as it is: hence K and K - 1.
+    for penalty, ratio in (
+        (lambda z, y: losses.mbls(z, margin=1.0), 4 / 5),
+        (lambda z, y: losses.acls(z, margin=1.0, pos_lambda=0.0), 3 / 4),
+        (lambda z, y: losses.acls(z, margin=1.0, neg_lambda=0.0, reference="range"), 1),
+        (losses.cpc_discrimination, 3 / 4),
+        (losses.cpc_exclusion, 3 / 6),
+    ):
+        np.testing.assert_allclose(penalty(logits, labels), ratio * penalty(logits[:, present], moved), rtol=1e-5)
+
+
 def naive_exclusion(z, y):
     total, count = 0.0, 0
     for j in range(len(z)):
