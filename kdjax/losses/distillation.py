@@ -5,7 +5,8 @@ given float64). The teacher receives no gradient. Losses are per example [B] or,
 scalar that takes `weight` (weight 0 is the same as absence, value and gradient). A logit of -inf is read as -1e30.
 
 A divergence is written with the terms sum_k (p_k - q_k) = 0 kept in: each of its terms is then non-negative, and where
-student and teacher agree both the value and the gradient are exactly 0, not merely small.
+student and teacher agree both the value and the gradient are exactly 0, not merely small (`agreed` keeps that so where
+a compiler rounds the two networks' softmax differently).
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def kd(
     positive("T", T)
     positive("T_c", T_c)
     z, t = same_classes(logits, teacher_logits)
-    T = jnp.asarray(T, z.dtype)
-    # A per-row quotient in one step: exact equality of teacher and student survives it.
-    return T**2 * DIVERGENCES[divergence](temper(t, jnp.asarray(T_c, t.dtype) * T), temper(z, T))
+    T, T_c = jnp.asarray(T, z.dtype), jnp.asarray(T_c, z.dtype)
+    t = t / (T_c[:, None] if T_c.ndim else T_c)
+    return agreed(z, t, T**2 * DIVERGENCES[divergence](temper(t, T), temper(z, T)))
 
 
 def same_classes(logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
@@ -104,6 +105,11 @@ def same_classes(logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
     z, t = wide(logits), jax.lax.stop_gradient(wide(teacher_logits))
     dtype = jnp.promote_types(z.dtype, t.dtype)
     return z.astype(dtype), t.astype(dtype)
+
+
+def agreed(z: Array, t: Array, loss: Array) -> Array:
+    """`loss`, but exactly 0 without gradient where all logits are equal: per row, or in the batch if it is a scalar."""
+    return jnp.where(jnp.all(z == t, axis=-1 if loss.ndim else None), 0.0, loss)
 
 
 def ttm(
@@ -137,7 +143,8 @@ def lskd(
 
     Source: Sun et al., CVPR 2024, arXiv 2403.01427, code sunshangquan/logit-standardization-KD.
     """
-    return kd(standardize(logits), standardize(teacher_logits), T=T, divergence=divergence)
+    z, t = same_classes(logits, teacher_logits)
+    return agreed(z, t, kd(standardize(z), standardize(t), T=T, divergence=divergence))
 
 
 def dkd(
@@ -171,7 +178,7 @@ def dkd(
     T = jnp.asarray(T, z.dtype)
     (b_s, n_s), (b_t, n_t) = (_decoupled(temper(x, T), is_y) for x in (z, t))
     # The label's own entry is the same in both, with no mass in either: it adds exactly 0.
-    return T**2 * (alpha * forward_kl(b_t, b_s) + beta * forward_kl(n_t, n_s))
+    return agreed(z, t, T**2 * (alpha * forward_kl(b_t, b_s) + beta * forward_kl(n_t, n_s)))
 
 
 def _decoupled(log_p: Array, is_y: Array) -> tuple[Array, Array]:
@@ -210,10 +217,11 @@ def dist(
     within("gamma", gamma, 0)
     z, t, w = present_pair(logits, teacher_logits, weight)
     T = jnp.asarray(T, z.dtype)
-    p, q = jnp.exp(temper(z, T)), jnp.exp(temper(t, T))
-    rows = jnp.sum(w * (_one_minus_correlation(p.T, q.T, jnp.full(p.shape[1], 1 / p.shape[1], p.dtype))))
-    columns = jnp.mean(_one_minus_correlation(p, q, w))
-    return T**2 * (beta * rows + gamma * columns)
+    both = jnp.exp(temper(jnp.stack([z, t]), T))
+    uniform = jnp.full(z.shape[1], 1 / z.shape[1], z.dtype)
+    rows = jnp.sum(w * _one_minus_correlation(both.swapaxes(1, 2), uniform))
+    columns = jnp.mean(_one_minus_correlation(both, w))
+    return agreed(z, t, T**2 * (beta * rows + gamma * columns))
 
 
 def present_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> tuple[Array, Array, Array]:
@@ -225,17 +233,13 @@ def present_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> 
     return z, t, w / jnp.where(total > 0, total, 1.0)
 
 
-def _one_minus_correlation(a: Array, b: Array, w: Array) -> Array:
-    """1 - rho over axis 0 under weights w (summing to 1), for each column."""
+def _one_minus_correlation(x: Array, w: Array) -> Array:
+    """1 - rho of x[0] and x[1] over axis 1 under weights w (summing to 1), for each column."""
     w = w[:, None]
-
-    def unit(x):
-        scale = jax.lax.stop_gradient(jnp.sum(w * x**2, axis=0))
-        x = jnp.sqrt(w) * (x - jnp.sum(w * x, axis=0))
-        size = jnp.sum(x**2, axis=0)
-        # Rounding leaves some 1e-16 of a constant column: it is no direction to follow.
-        some = size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale
-        return x * jax.lax.rsqrt(jnp.where(some, size, 1.0)), some
-
-    (u, some_u), (v, some_v) = unit(a), unit(b)
-    return jnp.where(some_u & some_v, 0.5 * jnp.sum((u - v) ** 2, axis=0), 0.0)
+    scale = jax.lax.stop_gradient(jnp.sum(w * x**2, axis=1, keepdims=True))
+    x = jnp.sqrt(w) * (x - jnp.sum(w * x, axis=1, keepdims=True))
+    size = jnp.sum(x**2, axis=1, keepdims=True)
+    # Rounding leaves some 1e-16 of a constant column: it is no direction to follow.
+    some = size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale
+    u, v = x * jax.lax.rsqrt(jnp.where(some, size, 1.0))
+    return jnp.where(jnp.all(some, axis=(0, 1)), 0.5 * jnp.sum((u - v) ** 2, axis=0), 0.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.errors import Refused, one_of, positive
-from kdjax.losses.distillation import kd, present_pair
+from kdjax.losses.distillation import agreed, kd, present_pair
 from kdjax.targets.simple import standardize, temper
 
 
@@ -65,16 +65,18 @@ def mlld(
     z, t, w = present_pair(logits, teacher_logits, weight)
     half = z.shape[0] // 2
     w = 2 * w[:half]
-    raw = (z[:half], t[:half]), (z[half:], t[half:])
-    kl_in = tuple((standardize(a), standardize(b)) for a, b in raw) if standardise else raw
-    q = jnp.exp(temper(raw[0][1], 1.0))
+    both = jnp.stack([z, t])
+    raw = both[:, :half], both[:, half:]
+    both = standardize(both) if standardise else both
+    views = both[:, :half], both[:, half:]
+    q = jnp.exp(temper(t[:half], 1.0))
     easy_rows = (jnp.max(q, axis=-1) <= _median(jnp.max(q, axis=-1), w > 0)).astype(z.dtype)
     sums = jnp.sum(w[:, None] * q, axis=0)
     easy_classes = (sums <= _median(sums, jnp.ones(sums.shape, bool))).astype(z.dtype)
     taus = (T, *temperatures)
 
     def instance(view, taus, mask=1.0):
-        return sum(jnp.sum(w * mask * kd(*kl_in[view], T=tau)) for tau in taus)
+        return sum(jnp.sum(w * mask * kd(*views[view], T=tau)) for tau in taus)
 
     def category(view, mask=1.0):
         return sum(jnp.sum(mask * _gram(raw[view], tau, w).mean(axis=1)) for tau in taus)
@@ -83,14 +85,16 @@ def mlld(
         return sum(jnp.sum(mask * _pairs(raw[view], tau, w)) for tau in taus)
 
     if variant == "selecting":
-        return Levels(
+        levels = Levels(
             instance(0, taus, easy_rows) + instance(1, taus),
             category(0, easy_classes) + category(1),
             rows(0, easy_rows) + rows(1),
         )
-    phi, psi = jnp.sum(w * easy_rows), jnp.mean(easy_classes)
-    weak_again = instance(0, taus) * phi + instance(1, taus[:3]) + instance(0, taus[3:])
-    return Levels(weak_again, psi * category(0), phi * rows(0))
+    else:
+        phi, psi = jnp.sum(w * easy_rows), jnp.mean(easy_classes)
+        weak_again = instance(0, taus) * phi + instance(1, taus[:3]) + instance(0, taus[3:])
+        levels = Levels(weak_again, psi * category(0), phi * rows(0))
+    return Levels(*(agreed(z, t, level) for level in levels))
 
 
 def _median(x: Array, kept: Array) -> Array:
@@ -100,17 +104,17 @@ def _median(x: Array, kept: Array) -> Array:
     return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2])
 
 
-def _gram(pair: tuple[Array, Array], tau: Any, w: Array) -> Array:
-    """Squared entries of Q'Q - P'P [K, K]; with weights, those of B sum_i w_i q_i q_i'."""
-    P, Q = (jnp.exp(temper(x, tau)) for x in pair)
-    w = w[:, None] * _count(w)
-    return (Q.T @ (w * Q) - P.T @ (w * P)) ** 2
+def _gram(pair: Array, tau: Any, w: Array) -> Array:
+    """Squared entries of Q'Q - P'P = (Q - P)'Q + P'(Q - P) [K, K]; with weights, those of B sum_i w_i q_i q_i'."""
+    P, Q = jnp.exp(temper(pair, tau))
+    weighted = w[:, None] * _count(w) * (Q - P)
+    return (weighted.T @ Q + P.T @ weighted) ** 2
 
 
-def _pairs(pair: tuple[Array, Array], tau: Any, w: Array) -> Array:
+def _pairs(pair: Array, tau: Any, w: Array) -> Array:
     """Row sums of the squared entries of QQ' - PP' [B, B], each row and column with its weight, over B."""
-    P, Q = (jnp.exp(temper(x, tau)) for x in pair)
-    return _count(w) * w * jnp.sum(w * (Q @ Q.T - P @ P.T) ** 2, axis=-1)
+    P, Q = jnp.exp(temper(pair, tau))
+    return _count(w) * w * jnp.sum(w * ((Q - P) @ Q.T + P @ (Q - P).T) ** 2, axis=-1)
 
 
 def _count(w: Array) -> Array:

@@ -150,8 +150,8 @@ def distil(
       divergence: "forward", "reverse" or "js".
       standardise: LSKD's standardisation of both logits first.
       weighting: "none", or "power_sum": WTTM's sum_k p_k^(1/(T_c T)) of the teacher.
-      target: "none"; "wclip" (eta, m); "swap" (knowledge adjustment); "margin" (c); "top1" (distance); "project" (the rest). All
-        but "none" need labels. Formulas and ranges: `kdjax.targets`.
+      target: "none"; "wclip" (eta, m); "swap" (knowledge adjustment); "margin" (c); "top1" (distance); "project" (the
+        rest). All but "none" need labels. Formulas and ranges: `kdjax.targets`.
       control: "entropy" replaces the shaped target by the raw teacher, tempered by the one T at which the batch's mean
         entropy is that of the shaped target; logged as `control_T`. What shaping gains over this is not softening.
       near: [K, K] booleans, row y the classes that share y's meaning (N); None: the class alone.
@@ -186,7 +186,7 @@ def distil(
     def value(batch, output, progress):
         z, t = logits_of(batch, output, "kd")
         if standardise:
-            z, t = targets.standardize(z), targets.standardize(t)
+            z, t = targets.standardize(jnp.stack([z, t]))  # as one, so that equal logits stay equal when compiled
         known = batch.label is not None or target != "none"
         labels = labels_of(batch, f"kd with target {target!r}") if known else jnp.zeros(t.shape[0], jnp.int32)
         log_p = targets.temper(t, T_c)

@@ -158,12 +158,16 @@ def standardize(logits: Float[Array, "*B K"], *, eps: float = 1e-7) -> Float[Arr
     """LSKD's Z(x) = (x - mean_j x) / (s + eps), s the standard deviation over classes with divisor K - 1.
 
     eps stands outside the root, as in the authors' code (the paper writes no eps). A constant row gives zeros; the
-    derivative of s is taken as 0 there, so that its gradient is finite (of size 1/eps).
+    derivative of s is taken as 0 there, so that its gradient is finite (of size 1/eps). A class excluded by -inf stays
+    excluded and enters neither mean nor s.
 
     Source: Sun et al., Logit standardization in knowledge distillation, CVPR 2024, arXiv 2403.01427.
     """
     logits = as_float(logits)
-    centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
-    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / max(logits.shape[-1] - 1, 1)
+    kept = logits > EXCLUDED
+    n = jnp.sum(kept, axis=-1, keepdims=True)
+    safe = jnp.where(kept, logits, 0.0)
+    centred = jnp.where(kept, safe - jnp.sum(safe, axis=-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(n - 1, 1)
     spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    return centred / (spread + eps)
+    return jnp.where(kept | jnp.isnan(logits), centred / (spread + eps), EXCLUDED)

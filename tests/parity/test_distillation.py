@@ -23,7 +23,7 @@ def ce(z, y):
 
 def against(case, total):
     z = jnp.asarray(case["logits"])
-    loss, grad = jax.value_and_grad(total)(z)
+    loss, grad = jax.jit(jax.value_and_grad(total))(z)
     golden.match(case, loss)
     golden.match_gradient(case, grad)
 
@@ -91,7 +91,7 @@ def test_mlld(variant):
             return hard + h["kd_weight"] * sum(levels), levels
 
         z = jnp.asarray(case["logits"]), jnp.asarray(case["logits_strong"])
-        (loss, levels), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(*z)
+        (loss, levels), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*z)
         golden.match(case, loss)
         for name, level in zip(("loss_kd", "loss_cc", "loss_bc"), levels, strict=True):
             golden.match(case, h["kd_weight"] * level, name)
