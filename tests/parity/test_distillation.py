@@ -1,5 +1,7 @@
 """KD, DKD, LSKD and MLLD against the authors' code."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -21,9 +23,43 @@ def ce(z, y):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1))
 
 
-def against(case, total):
-    z = jnp.asarray(case["logits"])
-    loss, grad = jax.jit(jax.value_and_grad(total))(z)
+# Hyper-parameters are traced, so that cases of one shape share a compiled function.
+
+
+@jax.jit
+@jax.value_and_grad
+def kd_total(z, t, y, hard, soft, T):
+    return hard * ce(z, y) + soft * jnp.mean(kd(z, t, T=T))
+
+
+@jax.jit
+@jax.value_and_grad
+def lskd_total(z, t, y, hard, soft, T):
+    return hard * ce(z, y) + soft * jnp.mean(lskd(z, t, T=T))
+
+
+@jax.jit
+@jax.value_and_grad
+def dkd_total(z, t, y, hard, ramp, alpha, beta, T):
+    return hard * ce(z, y) + ramp * jnp.mean(dkd(z, t, y, alpha=alpha, beta=beta, T=T))
+
+
+@jax.jit
+@jax.value_and_grad
+def lskd_dkd_total(z, t, y, alpha, beta, T):
+    return jnp.mean(dkd(standardize(z), standardize(t), y, alpha=alpha, beta=beta, T=T))
+
+
+@partial(jax.jit, static_argnames=("temperatures", "standardise"))
+@partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+def mlld_total(weak, strong, t, y, hard, soft, T, *, temperatures, standardise):
+    both = jnp.concatenate([weak, strong])
+    levels = mlld(both, t, T=T, temperatures=temperatures, standardise=standardise)
+    return hard * (ce(weak, y) + ce(strong, y)) + soft * sum(levels), levels
+
+
+def against(case, total, *options):
+    loss, grad = total(case["logits"], case["teacher_logits"], case["labels"], *options)
     golden.match(case, loss)
     golden.match_gradient(case, grad)
 
@@ -31,10 +67,9 @@ def against(case, total):
 @pytest.mark.parametrize("variant", sorted(COVERS["kd"]))
 def test_kd(variant):
     def check(case):
-        y, t, h = case["labels"], case["teacher_logits"], case.hparams
+        h = case.hparams
         soft = h.get("kd_weight", h.get("alpha"))
-        hard = h.get("ce_weight", 1 - soft)
-        against(case, lambda z: hard * ce(z, y) + soft * jnp.mean(kd(z, t, T=h["T"])))
+        against(case, kd_total, h.get("ce_weight", 1 - soft), soft, h["T"])
 
     golden.sweep("kd", variant, check)
 
@@ -42,33 +77,25 @@ def test_kd(variant):
 @pytest.mark.parametrize("variant", sorted(COVERS["dkd"]))
 def test_dkd(variant):
     def check(case):
-        y, t, h = case["labels"], case["teacher_logits"], case.hparams
+        h = case.hparams
         ramp = min(h["epoch"] / h["warmup"], 1.0) if "warmup" in h else 1.0
-        options = {k: h[k] for k in ("alpha", "beta", "T")}
-        against(
-            case,
-            lambda z: h.get("ce_weight", 0.0) * ce(z, y) + ramp * jnp.mean(dkd(z, t, y, **options)),
-        )
+        against(case, dkd_total, h.get("ce_weight", 0.0), ramp, h["alpha"], h["beta"], h["T"])
 
     golden.sweep("dkd", variant, check)
 
 
 def test_lskd_kd():
     def check(case):
-        y, t, h = case["labels"], case["teacher_logits"], case.hparams
-        against(
-            case,
-            lambda z: h["ce_weight"] * ce(z, y) + h["kd_weight"] * jnp.mean(lskd(z, t, T=h["base_T"])),
-        )
+        h = case.hparams
+        against(case, lskd_total, h["ce_weight"], h["kd_weight"], h["base_T"])
 
     golden.sweep("lskd", "lskd_kd", check)
 
 
 def test_lskd_dkd():
     def check(case):
-        y, t, h = case["labels"], standardize(case["teacher_logits"]), case.hparams
-        options = {k: h[k] for k in ("alpha", "beta", "T")}
-        against(case, lambda z: jnp.mean(dkd(standardize(z), t, y, **options)))
+        h = case.hparams
+        against(case, lskd_dkd_total, h["alpha"], h["beta"], h["T"])
 
     golden.sweep("lskd", "lskd_dkd", check)
 
@@ -76,22 +103,19 @@ def test_lskd_dkd():
 @pytest.mark.parametrize("variant", sorted(COVERS["mlld"]))
 def test_mlld(variant):
     def check(case):
-        y, h = case["labels"], case.hparams
+        h = case.hparams
         t = jnp.concatenate([case["teacher_logits"], case["teacher_logits_strong"]])
-
-        def total(weak, strong):
-            levels = mlld(
-                jnp.concatenate([weak, strong]),
-                t,
-                T=h["base_T"],
-                temperatures=tuple(h["fixed_temperatures"]),
-                standardise=variant == "mlld_logit_stand",
-            )
-            hard = h["ce_weight"] * (ce(weak, y) + ce(strong, y))
-            return hard + h["kd_weight"] * sum(levels), levels
-
-        z = jnp.asarray(case["logits"]), jnp.asarray(case["logits_strong"])
-        (loss, levels), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*z)
+        (loss, levels), grads = mlld_total(
+            case["logits"],
+            case["logits_strong"],
+            t,
+            case["labels"],
+            h["ce_weight"],
+            h["kd_weight"],
+            h["base_T"],
+            temperatures=tuple(h["fixed_temperatures"]),
+            standardise=variant == "mlld_logit_stand",
+        )
         golden.match(case, loss)
         for name, level in zip(("loss_kd", "loss_cc", "loss_bc"), levels, strict=True):
             golden.match(case, h["kd_weight"] * level, name)
