@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -73,27 +75,23 @@ def mlld(
     easy_rows = (jnp.max(q, axis=-1) <= _median(jnp.max(q, axis=-1), w > 0)).astype(z.dtype)
     sums = jnp.sum(w[:, None] * q, axis=0)
     easy_classes = (sums <= _median(sums, jnp.ones(sums.shape, bool))).astype(z.dtype)
-    taus = (T, *temperatures)
+    taus = jnp.stack([jnp.asarray(tau, z.dtype) for tau in (T, *temperatures)])
 
-    def instance(view, taus, mask=1.0):
-        return sum(jnp.sum(w * mask * kd(*views[view], T=tau)) for tau in taus)
+    def over_taus(f, x):  # [5, ...]; one traced copy instead of five
+        return jax.vmap(partial(f, x))(taus)
 
-    def category(view, mask=1.0):
-        return sum(jnp.sum(mask * _gram(raw[view], tau, w).mean(axis=1)) for tau in taus)
-
-    def rows(view, mask=1.0):
-        return sum(jnp.sum(mask * _pairs(raw[view], tau, w)) for tau in taus)
-
+    weak, strong = (over_taus(lambda x, tau: w * kd(x[0], x[1], T=tau), view) for view in views)
+    category, batch = (jnp.sum(over_taus(partial(f, w), raw[0]), axis=0) for f in (_gram, _pairs))
     if variant == "selecting":
         levels = Levels(
-            instance(0, taus, easy_rows) + instance(1, taus),
-            category(0, easy_classes) + category(1),
-            rows(0, easy_rows) + rows(1),
+            jnp.sum(easy_rows * weak) + jnp.sum(strong),
+            jnp.sum(easy_classes * category) + jnp.sum(over_taus(partial(_gram, w), raw[1])),
+            jnp.sum(easy_rows * batch) + jnp.sum(over_taus(partial(_pairs, w), raw[1])),
         )
     else:
         phi, psi = jnp.sum(w * easy_rows), jnp.mean(easy_classes)
-        weak_again = instance(0, taus) * phi + instance(1, taus[:3]) + instance(0, taus[3:])
-        levels = Levels(weak_again, psi * category(0), phi * rows(0))
+        instance = phi * jnp.sum(weak) + jnp.sum(strong[:3]) + jnp.sum(weak[3:])
+        levels = Levels(instance, psi * jnp.sum(category), phi * jnp.sum(batch))
     return Levels(*(agreed(z, t, level) for level in levels))
 
 
@@ -104,15 +102,15 @@ def _median(x: Array, kept: Array) -> Array:
     return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2])
 
 
-def _gram(pair: Array, tau: Any, w: Array) -> Array:
-    """Squared entries of Q'Q - P'P = (Q - P)'Q + P'(Q - P) [K, K]; with weights, those of B sum_i w_i q_i q_i'."""
+def _gram(w: Array, pair: Array, tau: Array) -> Array:
+    """Row means [K] of the squared entries of Q'Q - P'P; with weights, those of B sum_i w_i q_i q_i'."""
     P, Q = jnp.exp(temper(pair, tau))
-    weighted = w[:, None] * _count(w) * (Q - P)
-    return (weighted.T @ Q + P.T @ weighted) ** 2
+    gap = w[:, None] * _count(w) * (Q - P)
+    return jnp.mean((gap.T @ Q + P.T @ gap) ** 2, axis=1)
 
 
-def _pairs(pair: Array, tau: Any, w: Array) -> Array:
-    """Row sums of the squared entries of QQ' - PP' [B, B], each row and column with its weight, over B."""
+def _pairs(w: Array, pair: Array, tau: Array) -> Array:
+    """Row sums [B] of the squared entries of QQ' - PP', each row and column with its weight, over B."""
     P, Q = jnp.exp(temper(pair, tau))
     return _count(w) * w * jnp.sum(w * ((Q - P) @ Q.T + P @ (Q - P).T) ** 2, axis=-1)
 
