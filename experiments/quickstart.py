@@ -92,7 +92,7 @@ def run(config: ConfigDict) -> None:
     sentences = [difference_sentence(T, p["ece"]) for T, p in paired.items()]
     report.page(
         folder / "report.html",
-        title="Calibrated teachers make calibrated students",
+        title="Does calibration survive distillation?",
         summary=[last.removeprefix("quickstart: ") + ".", *sentences],
         tables=[("Test split, mean ± sd over seeds", table)],
         figures=[("Reliability on the test split, seeds pooled", figure)],
@@ -117,7 +117,7 @@ def notes(config: ConfigDict, environment: dict) -> list[str]:
         f"Data: scikit-learn digits with additive noise of sd {data.noise:g} of the pixel range, "
         f"{data.train_examples} training examples, {data.calibration_fraction:.0%} of the training data held out for "
         "calibration and selection; the test split is read once.",
-        f"Measured on {environment['device']}, {environment['cpus']} CPUs, jax {environment['versions']['jax']}.",
+        f"Measured on {environment['device']}, {environment['cpus']} cores, jax {environment['versions']['jax']}.",
         "ECE: top-label, 15 equal-width bins. ACE: top-label, equal-mass bins.",
     ]
 

@@ -45,6 +45,7 @@ from kdjax.files import (
     write_manifest,
     write_text,
 )
+from kdjax.processes import broadcast
 from kdjax.types import PyTree
 from kdjax.variables import load_variables, named, nested, save_variables
 
@@ -128,6 +129,11 @@ class Checkpoints:
         """The steps that are complete (have a manifest), ascending; `restore` says whether they verify."""
         return [step for step in self._all() if (self.directory / str(step) / MANIFEST).is_file()]
 
+    def prune(self, keep: int) -> None:
+        """Drops all but the newest `keep` checkpoints."""
+        self._drop(set(self.steps()[:-keep]))
+        _barrier(f"prune {keep}")
+
     def rewind(self, step: int) -> None:
         """Drops every checkpoint later than `step`, because the run goes on from there and may differ."""
         self._drop({s for s in self._all() if s > step})
@@ -170,7 +176,7 @@ class Checkpoints:
 
     def _write(self, step: int, final: Path, leaves: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         needed = sum(leaf.nbytes for leaf in leaves.values())
-        working = self.directory / _broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
+        working = self.directory / broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
         try:
             with _quiet():
                 if jax.process_index() == 0:
@@ -231,7 +237,7 @@ class Checkpoints:
 
     def _agreed(self, found: list[Any]) -> list[Any]:
         """What process 0 found, so that all processes restore the same step."""
-        return json.loads(_broadcast(json.dumps(found)))
+        return json.loads(broadcast(json.dumps(found)))
 
     def _no_room(self, step: int, needed: int, error: Exception) -> str:
         have = self.steps()
@@ -320,12 +326,3 @@ def _remove(path: Path) -> None:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"kdjax checkpoint {name}")
-
-
-def _broadcast(text: str) -> str:
-    """Process 0's text, on every process."""
-    if jax.process_count() == 1:
-        return text
-    mine = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(mine.size)))
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.resize(mine, size)), np.uint8)).decode()

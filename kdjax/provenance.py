@@ -26,9 +26,18 @@ def environment(seconds: float | None = None) -> dict[str, Any]:
         "versions": {n: importlib.metadata.version(n) for n in names},
         "python": platform.python_version(),
         "commit": commit,
-        "device": getattr(device, "device_kind", device.platform),
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **({} if seconds is None else {"seconds": round(seconds, 3)}),
     }
+
+
+def _processor() -> str:
+    """The processor's model name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

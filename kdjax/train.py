@@ -21,7 +21,7 @@ from kdjax.processes import any_process, is_primary, on_primary
 from kdjax.recipes import Parts
 from kdjax.stages import Stage
 from kdjax.step import State
-from kdjax.trainer import Task, Trainer, gather, refuse_divergence, task
+from kdjax.trainer import Trainer, abstract, gather, refuse_divergence, task
 from kdjax.types import PyTree
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
@@ -102,25 +102,11 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
     own = stages.dataset(stage.recipe.data)
     made = task(stage.recipe, own)
     store = checkpoints.Checkpoints(stage.directory(workdir) / "selected", keep=1)
-    restored = store.restore(_abstract_variables(made))
+    restored = store.restore(abstract(made, step.mesh()).variables)
     store.close()
     if restored is None:
         raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
     return made.parts, restored.tree
-
-
-def _abstract_variables(made: Task) -> PyTree:
-    p = made.parts
-    program = step.init_step(
-        model=p.model,
-        objective=p.objective,
-        optimizer=p.optimizer,
-        spec=made.spec,
-        preprocess=p.preprocess,
-        mesh=step.mesh(1),
-    )
-    example = jax.tree.map(lambda x: np.asarray(x[:1]), made.dataset.train.inputs)
-    return jax.eval_shape(program.jitted, np.uint32(0), example).variables
 
 
 def run_all(targets: Iterable[Stage], run: Run, reporter: console.Reporter | None = None) -> dict[str, Result]:
@@ -185,12 +171,11 @@ def _own(stage: Stage, directory: Path) -> None:
             if found != recipe:
                 keys = ", ".join(sorted(_differences(found, recipe)))
                 raise Refused(
-                    f"{directory} belongs to another recipe (it differs in {keys}); choose another --workdir, or delete "
-                    "that directory."
+                    f"{directory} belongs to another recipe (it differs in {keys}); choose another --workdir, or "
+                    "delete that directory."
                 )
-        else:
-            checkpoints.write_json(directory / "recipe.json", recipe)
-            checkpoints.write_json(directory / "parents.json", parents)
+        checkpoints.write_json(directory / "parents.json", parents)
+        checkpoints.write_json(directory / "recipe.json", recipe)
     except OSError as error:
         raise Refused(f"{directory} cannot be written ({error.strerror}); choose another --workdir.") from error
 
@@ -238,7 +223,8 @@ class _Run:
             eval_batch_size=run.eval_batch_size,
         )
         self.store = checkpoints.Checkpoints(self.directory / "checkpoints", keep=run.keep)
-        self.best = checkpoints.Checkpoints(self.directory / "selected", keep=1)
+        # Between two saves of the state every improvement stays, so that whichever save is resumed from finds its best.
+        self.best = checkpoints.Checkpoints(self.directory / "selected", keep=run.checkpoint_epochs + 1)
         self.lines: list[dict[str, Any]] = []
         self.window: dict[str, list[float]] = {}
 
@@ -251,6 +237,7 @@ class _Run:
             state = self._epoch(state)
         self._evaluate(began)
         self.store.close()
+        self.best.prune(1)
         self.best.close()
         on_primary(lambda: checkpoints.write_manifest(self.directory) and None)
         return read_result(self.stage, self.workdir, reused=False)
@@ -258,10 +245,13 @@ class _Run:
     def _resume(self) -> State:
         restored = self.store.restore(self.trainer.abstract())
         if restored is None:
+            self.best.rewind(-1)
             on_primary(self._write_lines)
             return self.trainer.init()
         for message in restored.skipped:
             self.reporter.message(message)
+        self.store.rewind(restored.step)
+        self.best.rewind(restored.step)
         self.window = restored.extra["window"]
         path = self.directory / "metrics.jsonl"
         for text in path.read_text().splitlines() if path.exists() else []:
@@ -338,12 +328,12 @@ class _Run:
 
     def _evaluate(self, began: float) -> None:
         """Logits of the selected epoch on the calibration and, for the first and only time, the test split."""
-        restored = self.best.restore(_abstract_variables(self.task))
+        restored = self.best.restore(self.trainer.abstract().variables)
         if restored is None:
             raise OSError(f"{self.directory / 'selected'} holds no checkpoint that verifies; delete it and run again.")
-        variables = step.place(restored.tree, step.replicated(self.trainer.mesh))
         logits = {
-            name: self.trainer.predict(variables, getattr(self.task.dataset, name)) for name in ("calibration", "test")
+            name: self.trainer.predict(restored.tree, getattr(self.task.dataset, name))
+            for name in ("calibration", "test")
         }
         on_primary(lambda: self._write_results(logits, restored.step // self.task.steps_per_epoch, began))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kdjax import step, teachers
 from kdjax.data import order
@@ -75,7 +76,7 @@ class Trainer:
             teacher=None if task.teacher is None else task.teacher.apply,
             total_steps=task.epochs * task.steps_per_epoch,
         )
-        self._init = step.init_step(**shared, spec=task.spec, preprocess=p.preprocess)
+        self._init = _init(task, self.mesh)
         self._predict = step.predict_step(model=p.model, preprocess=p.preprocess, mesh=self.mesh)
         self.train_data = step.resident(data.train.inputs, data.train.label, self.mesh)
         self._calibration: step.Resident | None = None
@@ -84,15 +85,11 @@ class Trainer:
 
     def init(self) -> State:
         """The state at step 0."""
-        example = jax.tree.map(lambda x: np.asarray(x[:1]), self.task.dataset.train.inputs)
-        return self._init(np.uint32(self.task.seed), example)
+        return self._init(np.uint32(self.task.seed), _example(self.task))
 
     def abstract(self) -> State:
         """Shapes, dtypes and shardings of the state: what a checkpoint must fit."""
-        example = jax.tree.map(lambda x: np.asarray(x[:1]), self.task.dataset.train.inputs)
-        shapes = jax.eval_shape(self._init.jitted, np.uint32(0), example)
-        whole = step.replicated(self.mesh)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+        return abstract(self.task, self.mesh)
 
     def steps(self, state: State, *, stop: int | None = None) -> Iterator[tuple[State, dict[str, Any]]]:
         """Trains from `state` to the end of its epoch, or to step `stop`; yields (state, logs) after each call.
@@ -134,6 +131,24 @@ class Trainer:
             return state
         program = step.refresh_step(objective, self.mesh)
         return state._replace(objective=program(state.objective, logits, np.asarray(labels, np.int32)))
+
+
+def _init(task: Task, mesh: Mesh) -> step.Program:
+    p = task.parts
+    return step.init_step(
+        model=p.model, objective=p.objective, optimizer=p.optimizer, spec=task.spec, preprocess=p.preprocess, mesh=mesh
+    )
+
+
+def _example(task: Task) -> PyTree:
+    return jax.tree.map(lambda x: np.asarray(x[:1]), task.dataset.train.inputs)
+
+
+def abstract(task: Task, mesh: Mesh) -> State:
+    """The state of a task on a mesh as shapes, dtypes and shardings; nothing is compiled."""
+    shapes = jax.eval_shape(_init(task, mesh).jitted, np.uint32(0), _example(task))
+    whole = step.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
 
 def fit(trainer: Trainer, state: State | None = None) -> State:

@@ -1,0 +1,94 @@
+"""A whole stage in two processes: one writes, both agree, and the numbers are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdjax import checkpoints, stages, train
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+
+CHILD = """
+import sys, jax
+port, rank, workdir, npz = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+from kdjax import errors, stages, train
+from tests import tiny
+stage = stages.Stage(tiny.recipe(npz, method="adafocal"))
+student = stages.Stage(tiny.student(npz), stage)
+try:
+    results = train.run_all([student], train.Run(workdir=workdir, checkpoint_epochs=1))
+    print("ECE", results[student.id].metrics["test"]["ece"], results[student.id].reused)
+except errors.Refused as error:
+    print("REFUSED", error)
+"""
+
+
+def both(workdir: Path, npz: str) -> list[str]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, port, str(rank), str(workdir), npz],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    done = [child.communicate(timeout=240) for child in children]
+    assert all(child.returncode == 0 for child in children), done
+    return [out.strip().splitlines()[-1] for out, _ in done]
+
+
+def test_two_processes_train_and_save_as_one(tmp_path):
+    npz = tiny.npz(tmp_path)
+    lines = both(tmp_path / "two", npz)
+    assert lines[0] == lines[1] and lines[0].startswith("ECE") and lines[0].endswith("False")
+    teacher = stages.Stage(tiny.recipe(npz, method="adafocal"))
+    student = stages.Stage(tiny.student(npz), teacher)
+    alone = train.run_all([student], train.Run(workdir=str(tmp_path / "one"), checkpoint_epochs=1, devices=1))
+    for stage in (teacher, student):
+        directory = stage.directory(tmp_path / "two")
+        assert checkpoints.verify_manifest(directory) == []
+        logits = train.read_result(stage, tmp_path / "two").logits("test")[0]
+        np.testing.assert_allclose(logits, alone[stage.id].logits("test")[0], rtol=1e-3, atol=1e-4)
+    assert both(tmp_path / "two", npz)[0].endswith("True"), "the second time both reuse it"
+
+
+def test_a_refusal_on_the_writing_process_reaches_both(tmp_path):
+    npz = tiny.npz(tmp_path)
+    directory = stages.Stage(tiny.recipe(npz, method="adafocal")).directory(tmp_path / "two")
+    directory.mkdir(parents=True)
+    (directory / "recipe.json").write_text(json.dumps({"model": "another"}))
+    lines = both(tmp_path / "two", npz)
+    assert lines[0] == lines[1] and "belongs to another recipe" in lines[0]
+
+
+def test_a_checkpoint_of_two_devices_resumes_on_one(tmp_path):
+    """Same numbers to the order of reductions; the log says nothing was lost."""
+    npz = tiny.npz(tmp_path)
+    stage = stages.Stage(tiny.recipe(npz, method="adafocal", epochs=3))
+    whole = train.run_all([stage], train.Run(workdir=str(tmp_path / "a"), checkpoint_epochs=1, devices=1))[stage.id]
+    run = train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=2)
+    half = train.run_all([stage], run)[stage.id]
+    (half.directory / "manifest.json").unlink()
+    store = checkpoints.Checkpoints(half.directory / "checkpoints")
+    store.rewind(8)
+    assert store.steps() == [8]
+    mended = train.run_all([stage], train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=1))[stage.id]
+    assert mended.metrics["test"]["nll"] == pytest.approx(whole.metrics["test"]["nll"], rel=1e-4)
