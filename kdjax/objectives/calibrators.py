@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+
 from kdjax import losses, transforms
 from kdjax.errors import Refused, one_of, positive, within
 from kdjax.losses.numerics import present, wide
@@ -101,7 +103,8 @@ def mixup(*, alpha: float = 0.2) -> Objective:
 
     def value(batch, output, progress):
         target = need(batch, "target", "mixup")
-        return losses.soft_nll(present(wide(output.logits), batch.weight)[0], target)
+        logits, _, kept = present(wide(output.logits), batch.weight)
+        return losses.soft_nll(logits, jnp.where(kept[:, None], target, 0.0))
 
     return stateless("mixup", value)
 

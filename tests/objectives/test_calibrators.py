@@ -47,7 +47,11 @@ def test_every_calibrator_keeps_its_state_in_shape_and_weight_zero_is_absence(na
     _, _, _, state = run(objective, full, logits, state, progress=0.0)
     kept = jnp.array([1, 0, 1, 1, 0, 1], bool)
     spoiled = jnp.where(kept[:, None], logits, jnp.nan)
-    weighted = full._replace(label=jnp.where(kept, full.label, -1), weight=kept.astype(jnp.float32))
+    weighted = full._replace(
+        label=jnp.where(kept, full.label, -1),
+        target=jnp.where(kept[:, None], full.target, jnp.nan),
+        weight=kept.astype(jnp.float32),
+    )
     value, grad, terms, after = run(objective, weighted, spoiled, state)
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in (*terms.losses.values(), *terms.logs.values()))
