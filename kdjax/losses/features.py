@@ -15,8 +15,12 @@ from kdjax.errors import Refused
 from kdjax.targets.simple import as_float
 
 
-def _pair(student: Array, teacher: Array, what: str, *, same: int | None = None) -> tuple[Array, Array]:
+def _pair(
+    student: Array, teacher: Array, what: str, *, same: int | None = None, axes: int | None = None
+) -> tuple[Array, Array]:
     """Both as floats, the teacher cut off from the gradient; `same` leading axes (all by default) must agree."""
+    if axes is not None and student.ndim != axes:
+        raise Refused(f"the {what} has shape {tuple(student.shape)}; expected {axes} axes: name a layer that has them.")
     if student.ndim != teacher.ndim or student.shape[:same] != teacher.shape[:same]:
         raise Refused(
             f"the {what} of the student has shape {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; "
@@ -64,11 +68,11 @@ def attention(
       mask: [B, S], true for real tokens; queries and keys that are not real do not enter the mean.
 
     Raises:
-      Refused: shapes that differ.
+      Refused: not four axes; shapes that differ.
 
     Source: Jiao et al., TinyBERT, arXiv 1909.10351.
     """
-    s, t = _pair(student, teacher, "attention")
+    s, t = _pair(student, teacher, "attention", axes=4)
     squared = (jnp.where(s <= -100, 0.0, s) - jnp.where(t <= -100, 0.0, t)) ** 2
     if mask is None:
         return jnp.mean(squared.reshape(squared.shape[0], -1), axis=-1)
@@ -82,9 +86,12 @@ def attention_transfer(student: Float[Array, "B H W C"], teacher: Float[Array, "
 
     Channels may differ in number, height and width may not. A map that is 0 everywhere stays 0.
 
+    Raises:
+      Refused: not four axes; height or width that differ.
+
     Source: Zagoruyko & Komodakis, ICLR 2017, arXiv 1612.03928.
     """
-    s, t = _pair(student, teacher, "feature map", same=-1)
+    s, t = _pair(student, teacher, "feature map", same=-1, axes=4)
     a_s, a_t = (_unit(jnp.mean(x**2, axis=-1).reshape(x.shape[0], -1)) for x in (s, t))
     return jnp.mean((a_s - a_t) ** 2, axis=-1)
 

@@ -124,8 +124,11 @@ def ctkd(*, T_start: Any = 1.0, T_range: Any = 20.0, lr: Any = 0.05, loops: Any 
     return Objective(init, apply)
 
 
-def _on_features(name: str, loss: Callable, layers: tuple[str, ...]) -> Objective:
-    """A feature loss summed over pairs of layers "student:teacher" (or one name for both)."""
+def _on_features(name: str, loss: Callable, layers: tuple[str, ...], axes: int | None = None) -> Objective:
+    """A feature loss summed over pairs of layers "student:teacher" (or one name for both).
+
+    Without layers: over all common names, of arrays with that many axes if `axes` is given.
+    """
     pairs = [(entry.split(":") * 2)[:2] for entry in ([layers] if isinstance(layers, str) else layers)]
 
     def pick(found: Any, wanted: str, whose: str) -> Array:
@@ -137,11 +140,11 @@ def _on_features(name: str, loss: Callable, layers: tuple[str, ...]) -> Objectiv
     def value(batch, output, progress):
         _, t = logits_of(batch, output, name)
         ours, theirs = output.features, batch.teacher.features
-        common = pairs or [(f, f) for f in sorted(set(ours) & set(theirs))]
+        common = pairs or [(f, f) for f in sorted(set(ours) & set(theirs)) if axes in (None, ours[f].ndim)]
         if not common:
             raise Refused(
                 f"{name} compares features, and student ({', '.join(sorted(ours)) or 'none'}) and teacher "
-                f"({', '.join(sorted(theirs)) or 'none'}) share none; set layers to pairs such as ('stage3:stage3',)."
+                f"({', '.join(sorted(theirs)) or 'none'}) share none that fits; set layers to pairs like ('stage3:stage3',)."
             )
         kept = jnp.ones(t.shape[0], bool) if batch.weight is None else batch.weight > 0
 
@@ -160,12 +163,12 @@ def hidden_state(*, layers: tuple[str, ...] = ()) -> Objective:
 
 def attention(*, layers: tuple[str, ...] = ()) -> Objective:
     """TinyBERT's attention loss on features [B, heads, S, S]; `layers` as for hidden_state."""
-    return _on_features("attention", features.attention, layers)
+    return _on_features("attention", features.attention, layers, axes=4)
 
 
 def attention_transfer(*, layers: tuple[str, ...] = ()) -> Objective:
     """Attention transfer on convolutional features [B, H, W, C]; `layers` as for hidden_state."""
-    return _on_features("attention_transfer", features.attention_transfer, layers)
+    return _on_features("attention_transfer", features.attention_transfer, layers, axes=4)
 
 
 def pkd(*, layers: tuple[str, ...] = ()) -> Objective:

@@ -71,6 +71,12 @@ def test_firing_and_shaping_are_counted_under_weights():
     t = jnp.full((B, K), 0.0).at[jnp.arange(B), jnp.array([0, 1, 2, 3, 1, 2])].set(3.0)
     logs = run(build("cud"), data=batch(t))[1]
     np.testing.assert_allclose([logs["firing_rate"], logs["shaped_rate"]], 2 / 6, rtol=1e-6)
+    # Rows left alone stay uncounted whatever the compiler's rounding: 64 random teachers, each labelled with its top class.
+    right = jnp.asarray(RNG.normal(size=(64, 10)), jnp.float32)
+    data = Batch(None, label=jnp.argmax(right, -1), teacher=Output(right))
+    for target in ("wclip", "swap", "top1", "margin"):
+        f = jax.jit(lambda z, o=build("cud", target=target): o.apply((), data, Output(z), 0.0)[0].logs)
+        assert float(f(jnp.zeros_like(right))["shaped_rate"]) == 0.0, target
     weighted = batch(t, weight=jnp.array([1.0, 1, 1, 0, 2, 0]))
     np.testing.assert_allclose(run(build("cud"), data=weighted)[1]["firing_rate"], 2 / 5, rtol=1e-6)
     plain = run(build("kd"), data=batch(t))[1]
@@ -220,6 +226,12 @@ def test_feature_methods_pick_layers_by_name(name):
     np.testing.assert_allclose(run(build(name, layers=("stage", "stage:stage")))[0], 2 * value, rtol=1e-6)
     with pytest.raises(Refused, match="did you mean stage"):
         run(build(name, layers=("stagge",)))
+    if name.startswith("attention"):
+        with pytest.raises(Refused, match="4 axes"):
+            flat = Output(T, {"stage": G[:, 0, 0]})
+            build(name, layers=("stage",)).apply(
+                (), batch()._replace(teacher=flat), Output(Z, {"stage": H[:, 0, 0]}), 0.0
+            )
     nothing = batch()._replace(teacher=Output(T))
     with pytest.raises(Refused, match="share none"):
         run(build(name), data=nothing)
