@@ -144,7 +144,7 @@ def _on_features(name: str, loss: Callable, layers: tuple[str, ...], axes: int |
         if not common:
             raise Refused(
                 f"{name} compares features, and student ({', '.join(sorted(ours)) or 'none'}) and teacher "
-                f"({', '.join(sorted(theirs)) or 'none'}) share none that fits; set layers to pairs like ('stage3:stage3',)."
+                f"({', '.join(sorted(theirs)) or 'none'}) share none that fits; set layers, e.g. ('stage3:stage3',)."
             )
         kept = jnp.ones(t.shape[0], bool) if batch.weight is None else batch.weight > 0
 

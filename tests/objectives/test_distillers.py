@@ -71,12 +71,13 @@ def test_firing_and_shaping_are_counted_under_weights():
     t = jnp.full((B, K), 0.0).at[jnp.arange(B), jnp.array([0, 1, 2, 3, 1, 2])].set(3.0)
     logs = run(build("cud"), data=batch(t))[1]
     np.testing.assert_allclose([logs["firing_rate"], logs["shaped_rate"]], 2 / 6, rtol=1e-6)
-    # Rows left alone stay uncounted whatever the compiler's rounding: 64 random teachers, each labelled with its top class.
+    # Rows left alone stay uncounted whatever the compiler's rounding: 64 random teachers, each right about its label.
     right = jnp.asarray(RNG.normal(size=(64, 10)), jnp.float32)
     data = Batch(None, label=jnp.argmax(right, -1), teacher=Output(right))
     for target in ("wclip", "swap", "top1", "margin"):
-        f = jax.jit(lambda z, o=build("cud", target=target): o.apply((), data, Output(z), 0.0)[0].logs)
-        assert float(f(jnp.zeros_like(right))["shaped_rate"]) == 0.0, target
+        objective = build("cud", target=target)
+        logs = jax.jit(lambda z, o=objective: o.apply((), data, Output(z), 0.0)[0].logs)(jnp.zeros_like(right))
+        assert float(logs["shaped_rate"]) == 0.0, target
     weighted = batch(t, weight=jnp.array([1.0, 1, 1, 0, 2, 0]))
     np.testing.assert_allclose(run(build("cud"), data=weighted)[1]["firing_rate"], 2 / 5, rtol=1e-6)
     plain = run(build("kd"), data=batch(t))[1]
