@@ -42,6 +42,12 @@ Target = Callable[[Array, Array, Shaping], tuple[Array, Mapping[str, Array]]]
 _IMPOSSIBLE = -27.6  # log 1e-12: Euclidean projections write exact zeros, which a reverse divergence cannot take
 
 
+def _moved(log_q: Array, log_p: Array) -> Array:
+    """[B], which rows are not the teacher's: every target normalises anew, and that rounding is no shaping."""
+    rounding = 16 * jnp.finfo(log_p.dtype).eps * (1 + jnp.abs(log_p))
+    return jnp.any(jnp.abs(log_q - log_p) > rounding, axis=-1)
+
+
 def _project(log_p: Array, labels: Array, o: Shaping) -> tuple[Array, Mapping[str, Array]]:
     k = log_p.shape[-1]
     near = (jnp.eye(k, dtype=bool) if o.near is None else jnp.asarray(o.near, bool) | jnp.eye(k, dtype=bool))[labels]
@@ -58,7 +64,7 @@ def _project(log_p: Array, labels: Array, o: Shaping) -> tuple[Array, Mapping[st
     log_q = found.log_q
     if o.distance == "l2":
         floored = jax.nn.log_softmax(jnp.maximum(log_q, _IMPOSSIBLE), axis=-1)
-        log_q = jnp.where(jnp.any(log_q != log_p, axis=-1, keepdims=True), floored, log_q)
+        log_q = jnp.where(_moved(log_q, log_p)[:, None], floored, log_q)
     return log_q, flags
 
 
@@ -191,14 +197,13 @@ def distil(
         labels = labels_of(batch, f"kd with target {target!r}") if known else jnp.zeros(t.shape[0], jnp.int32)
         log_p = targets.temper(t, T_c)
         shaped, flags = TARGETS[target](log_p, labels, options)
-        changed = jnp.any(shaped != log_p, axis=-1)
-        logs = {"shaped_rate": changed, **flags}
+        logs = {"shaped_rate": _moved(shaped, log_p), **flags}
         if known:
             logs["firing_rate"] = targets.mistaken(log_p, labels)
         logs = {name: weighted_mean(rate.astype(jnp.float32), batch.weight) for name, rate in logs.items()}
         log_q, more = CONTROLS[control](log_p, shaped, batch.weight)
         # A row left alone keeps the teacher's own logits: where the student agrees, loss and gradient are exactly 0.
-        log_q = jnp.where(jnp.any(log_q != log_p, axis=-1, keepdims=True), log_q, t / jnp.asarray(T_c, t.dtype))
+        log_q = jnp.where(_moved(log_q, log_p)[:, None], log_q, t / jnp.asarray(T_c, t.dtype))
         loss = kd(z, log_q, T=T, divergence=divergence)
         return loss * WEIGHTINGS[weighting](t, T_c * T), {**logs, **more}
 
