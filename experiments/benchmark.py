@@ -36,8 +36,8 @@ _REPEATS = flags.DEFINE_integer("repeats", 0, "Measurements of each number; 0 me
 _BATCH = flags.DEFINE_integer("batch", 64, "Batch size of the distillation step.")
 _PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Compute dtype of the networks.")
 _STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 0, "Steps scanned per call; 0: 1 on CPU, 8 elsewhere.")
-_TEACHER = flags.DEFINE_string("teacher", "wrn_40_2", "The teacher's network.")
-_STUDENT = flags.DEFINE_string("student", "wrn_40_1", "The student's network.")
+_TEACHER = flags.DEFINE_string("teacher", None, "The teacher's network; default wrn_40_2, or resnet8 with --quick.")
+_STUDENT = flags.DEFINE_string("student", None, "The student's network; default wrn_40_1, or resnet8 with --quick.")
 _TORCH = flags.DEFINE_bool("torch", True, "Compare with PyTorch where it is installed.")
 _CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:cpu", "The run whose memory is measured.")
 
@@ -53,18 +53,21 @@ def cores() -> int:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores in use, device and versions. Starts JAX's backend."""
+    import jax
+
     from kdjax import provenance
 
     info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if info.exists():
         named = (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line)
         name = next(named, name)
-    found = provenance.environment()
+    found, backend = provenance.environment(), jax.default_backend()
+    device = backend if backend == "cpu" else f"{backend} ({found['device']})"
     text = (
-        f"{name}, {found['cpus']} of {os.cpu_count()} cores, device {found['device']}, "
+        f"{name}, {found['cpus']} of {os.cpu_count()} cores, device {device}, "
         f"jax {found['versions']['jax']}, Python {found['python']}"
     )
-    return {"text": text, "cpu": name, **found}
+    return {"text": text, "cpu": name, "backend": backend, **found}
 
 
 def show(title: str, columns: Sequence[str], rows: Rows, note: str = "") -> None:
@@ -87,29 +90,32 @@ def verdict(held: bool, text: str) -> str:
 
 
 def settings() -> Any:
-    """The step section's settings from the flags."""
+    """The step section's settings from the flags; networks that do not exist are refused here."""
     from experiments.benchmark_step import Settings
+    from kdjax import models
 
+    given = {"teacher": _TEACHER.value, "student": _STUDENT.value, "rounds": within("--repeats", _REPEATS.value, 0)}
     chosen = Settings(
-        teacher=_TEACHER.value,
-        student=_STUDENT.value,
         batch=within("--batch", _BATCH.value, 1),
         precision=_PRECISION.value,
         steps_per_call=within("--steps_per_call", _STEPS_PER_CALL.value, 0),
         torch=_TORCH.value,
     )
     chosen = chosen.quick() if _QUICK.value else chosen
-    return dataclasses.replace(chosen, rounds=_REPEATS.value) if _REPEATS.value else chosen
+    chosen = dataclasses.replace(chosen, **{key: value for key, value in given.items() if value})
+    for name in (chosen.teacher, chosen.student):
+        models.build(name, num_classes=2)
+    return chosen
 
 
 def step_section() -> dict[str, Any]:
     """Imports in fresh processes first, then what needs this process's own JAX."""
+    chosen = settings()
     from experiments import benchmark_dispatch, benchmark_memory, benchmark_step
 
-    chosen = settings()
     out: dict[str, Any] = {"import": benchmark_memory.imports(2 if _QUICK.value else 5)}
     show_imports(out["import"])
-    out["dispatch"] = [row for n in (1, 240) for row in benchmark_dispatch.dispatch(n, chosen.calls)]
+    out["dispatch"] = [row for n in benchmark_dispatch.LEAVES for row in benchmark_dispatch.dispatch(n, chosen.calls)]
     show_dispatch(out["dispatch"])
     out["traces"] = benchmark_dispatch.traces()
     show_traces(out["traces"])
@@ -196,6 +202,7 @@ def show_distillation(found: dict[str, Any]) -> None:
 def memory_section() -> dict[str, Any]:
     from experiments import benchmark_memory
 
+    benchmark_memory.recipes(_CONFIG.value)
     found = benchmark_memory.peak(_CONFIG.value, 2 if _QUICK.value else 20)
     if isinstance(found, str):
         print(f"memory: skipped; {found}")
@@ -247,7 +254,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if len(argv) > 2:
         raise Refused(f"{argv[2]!r} is one word too many; expected one of {', '.join(SECTIONS)} or all.")
     chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, "all"])
-    within("--repeats", _REPEATS.value, 0)
+    settings()
     if within("--threads", _THREADS.value, 0) and hasattr(os, "sched_setaffinity"):
         # Before JAX starts its threads, and inherited by every child.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])

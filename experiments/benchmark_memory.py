@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.spread import spread
+from kdjax.errors import Refused
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "matplotlib", "grain", "sklearn", "torch")
@@ -99,8 +100,7 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
         marks[what] = round(peak_mb(), 1)
 
     mark("import")
-    file, _, names = config.partition(":")
-    tree = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(names).recipe.to_dict()
+    tree = recipes(config)
     whole = {who: from_dict(Recipe, {**tree[who], "data": {**tree["data"], "train_examples": 0}}) for who in _ROLES}
     whole["teacher"] = dataclasses.replace(whole["teacher"], distill=None)
     own = stages.dataset(whole["teacher"].data)
@@ -131,6 +131,19 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
     }
 
 
+def recipes(config: str) -> dict[str, Any]:
+    """The recipe subtree of `configs/FAMILY.py:names`.
+
+    Raises:
+      Refused: no such file, or an unknown name.
+    """
+    file, _, names = config.partition(":")
+    if not (ROOT / file).is_file():
+        raise Refused(f"there is no configuration {file}; expected one like configs/cifar100.py:cpu.")
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    return module.get_config(names).recipe.to_dict()
+
+
 _ROLES = ("teacher", "student")
 
 
@@ -141,8 +154,6 @@ def _shortened(recipe: Any) -> Any:
 
 
 if __name__ == "__main__":
-    from kdjax.errors import Refused
-
     try:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(child(sys.argv[1], int(sys.argv[2]), folder)))

@@ -126,6 +126,7 @@ def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     path = tmp_path / "deep" / "benchmark.json"
     monkeypatch.setenv("OUT", str(path.parent))
     monkeypatch.setattr(benchmark, "settings", lambda: dataclasses.replace(TINY, teacher="mlp", student="mlp"))
+    monkeypatch.setattr(benchmark_dispatch, "LEAVES", (1, 3))
     monkeypatch.setattr(benchmark_memory, "imports", lambda n, run=benchmark_memory.imports: run(1))
     with flagsaver.flagsaver():
         flags.FLAGS.mark_as_parsed()
@@ -168,3 +169,23 @@ def test_unknown_section_is_refused():
         flags.FLAGS.mark_as_parsed()
         with pytest.raises(Refused, match="did you mean metrics"):
             benchmark.run(["benchmark", "metric"])
+
+
+def test_unknown_network_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(benchmark, "SECTIONS", {"step": lambda: pytest.fail("the section ran")})
+    with flagsaver.flagsaver(student="wrn_41_2"):
+        flags.FLAGS.mark_as_parsed()
+        with pytest.raises(Refused, match="d = 6n"):
+            benchmark.run(["benchmark", "step"])
+
+
+def test_quick_keeps_the_networks_that_were_named():
+    with flagsaver.flagsaver(quick=True, student="wrn_10_1", repeats=3):
+        flags.FLAGS.mark_as_parsed()
+        chosen = benchmark.settings()
+    assert (chosen.teacher, chosen.student, chosen.rounds) == ("resnet8", "wrn_10_1", 3)
+
+
+def test_unknown_configuration_is_refused():
+    with pytest.raises(Refused, match="there is no configuration configs/cifar1000.py"):
+        benchmark_memory.child("configs/cifar1000.py:cpu", 1, "")
