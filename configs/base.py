@@ -1,11 +1,11 @@
 """The shared base of every configuration.
 
-`config.recipe` is what is computed (hashed into the stages' ids), `config.run` is how, `config.seeds` are the replicates.
+`config.recipe` is what is computed (hashed into the stages' ids), `config.run` is how, `config.seeds` the replicates.
 
 The string after the colon of `--config=configs/FAMILY.py:...` is a comma-separated list of names in any of these roles:
 a preset of the family (`cpu`), a model, a calibrator, a distillation method, a post-hoc calibrator of the teacher. The
-first model is the teacher's, the second the student's; a calibrator named before the second model is the teacher's, after
-it the student's hard-label term. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher.
+first model is the teacher's, the second the student's; a calibrator named before the second model is the teacher's,
+after it the student's hard-label term. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def finish(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]
                 config.recipe.teacher.model = token
             config.recipe.student.model = token
         elif token in objectives.METHODS and objectives.METHODS[token].role == "calibrator":
-            (config.recipe.student if len(chosen) == 2 else config.recipe.teacher).method = token
+            _choose(config.recipe.student if len(chosen) == 2 else config.recipe.teacher, token)
         elif token in objectives.METHODS:
-            config.recipe.student.distill.method = token
+            _choose(config.recipe.student.distill, token)
         elif token in posthoc.POSTHOC:
             config.recipe.student.distill.posthoc = token
         else:
             known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS]
             raise Refused(f"{token!r} in the config string {arg!r} is no known name; {nearest(token, known)}")
     for part in (config.recipe.teacher, config.recipe.student, config.recipe.student.distill):
-        part.options = ConfigDict({**objectives.options(part.method), **_kept(part)})
+        part.options = ConfigDict({**objectives.options(part.method), **part.options.to_dict()})
     return config.lock()
 
 
@@ -89,7 +89,7 @@ def _is_model(token: str) -> bool:
     return True
 
 
-def _kept(part: ConfigDict) -> dict[str, Any]:
-    """The family's own values for options that the chosen method has; its values for another method do not apply."""
-    known = objectives.options(part.method)
-    return {k: v for k, v in part.options.items() if k in known}
+def _choose(part: ConfigDict, method: str) -> None:
+    """Another method starts from its own defaults: a gamma of one is not the gamma of another."""
+    if part.method != method:
+        part.method, part.options = method, ConfigDict()

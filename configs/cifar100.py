@@ -3,8 +3,8 @@
     python -m experiments.distill --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
     python -m experiments.distill --config=configs/cifar100.py:cpu
 
-Presets: `cpu` (ResNet-20 to ResNet-8, a subset and few epochs, minutes on two cores), `short` (the chosen networks on all
-of the data for 30 epochs of a one-cycle schedule, bfloat16).
+Presets: `cpu` (ResNet-8 to ResNet-8, a subset and few epochs, minutes on two cores), `short` (the chosen networks on
+all of the data for 30 epochs of a one-cycle schedule, bfloat16).
 """
 
 from ml_collections import ConfigDict
@@ -14,10 +14,10 @@ from configs.cifar import kdc, short
 
 PRESETS = {
     "cpu": {
-        **short(8),
+        **short(5, **{"optimizer.lr": 0.3}),
         "recipe.teacher.model": "resnet8",
         "recipe.student.model": "resnet8",
-        "recipe.data.train_examples": 20000,
+        "recipe.data.train_examples": 15000,
         "run.checkpoint_epochs": 2,
     },
     "short": {**short(30, precision="bfloat16", batch_size=512), "recipe.teacher.optimizer.lr": 0.4},

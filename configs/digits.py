@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     data = config.recipe.data
     data.name = "digits"
-    # Additive Gaussian noise in units of the pixel range; it makes the Bayes posterior soft, so that confidence matters.
+    # Additive Gaussian noise in units of the pixel range: it makes the posterior soft, so that confidence matters.
     data.noise = 0.5
     data.train_examples = 800
     data.calibration_fraction = 0.2

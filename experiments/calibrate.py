@@ -5,6 +5,7 @@ python -m experiments.calibrate --config=configs/cifar100.py:wrn_40_2,mdca --wor
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import common
@@ -25,11 +26,10 @@ def run(config: ConfigDict) -> None:
     for stage in stages:
         fitted = scale.fit(*results[stage.id].logits("calibration"))
         logits, labels = results[stage.id].logits("test")
-        rescaled.append(metrics.evaluate(scale.apply(fitted, logits), labels))
+        rescaled.append(metrics.evaluate(scale.apply(fitted, jnp.asarray(logits)), labels))
         temperatures.append(float(fitted["T"]))
     rows.append(report.Row(f"{name} + temperature", rescaled))
-    payload = {"stages": [s.id for s in stages], "rows": [r._asdict() for r in rows], "temperatures": temperatures}
-    common.publish(config, "calibrate", report.table(rows), payload)
+    common.publish(config, "calibrate", rows, stages={name: [s.id for s in stages]}, temperatures=temperatures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from kdjax import console, metrics, report, stages, train
+from kdjax import checkpoints, console, metrics, provenance, report, stages, train
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe, from_dict
 from kdjax.stages import Stage
@@ -154,16 +154,29 @@ def rows(results: dict[str, train.Result], groups: dict[str, list[Stage]]) -> li
     ]
 
 
-def publish(config: ConfigDict, name: str, table: report.Table, payload: dict[str, Any]) -> Path:
-    """Prints the table and writes it as Markdown, CSV and JSON into the work directory."""
+def publish(config: ConfigDict, name: str, rows: Sequence[report.Row], **extra: Any) -> report.Table:
+    """Prints the table of the rows and writes it as Markdown, CSV and JSON, with command and environment."""
     folder = Path(config.run.workdir)
+    table = report.table(rows)
     Console(width=None if sys.stdout.isatty() else 140).print(table.rich())
     (folder / f"{name}.md").write_text(table.markdown())
     (folder / f"{name}.csv").write_text(table.csv())
-    from kdjax import checkpoints
+    stored = {
+        "command": command(),
+        "environment": provenance.environment(),
+        "seeds": list(config.seeds),
+        "rows": [row._asdict() for row in rows],
+        **extra,
+    }
+    checkpoints.write_json(folder / f"{name}.json", stored)
+    return table
 
-    checkpoints.write_json(folder / f"{name}.json", payload)
-    return folder
+
+def command() -> str:
+    """What was typed, without where it was written to."""
+    typed = [a for a in sys.argv[1:] if not a.startswith("--workdir")]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return " ".join(["python -m", spec.name if spec else "experiments", *typed])
 
 
 def pooled(results: dict[str, train.Result], members: Sequence[Stage]) -> Any:
@@ -173,3 +186,11 @@ def pooled(results: dict[str, train.Result], members: Sequence[Stage]) -> Any:
     for other in bins[1:]:
         total = total.merge(other)
     return total
+
+
+def difference_sentence(where: str, ece: dict[str, float]) -> str:
+    """A paired difference with its interval, in points of ECE."""
+    return (
+        f"ECE, KD(C) - KD(UC) at {where}: {100 * ece['mean']:+.2f} points, 95 % bootstrap interval "
+        f"[{100 * ece['low']:+.2f}, {100 * ece['high']:+.2f}], n = {ece['n']:.0f} seeds."
+    )

@@ -7,6 +7,7 @@ python -m experiments.distill --config=configs/cifar100.py:cpu --workdir runs/c1
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -26,12 +27,10 @@ def run(config: ConfigDict) -> None:
     results = common.execute(config, [s for members in groups.values() for s in members])
     if results is None:
         return
-    rows = common.rows(results, groups)
     ids = {name: [s.id for s in members] for name, members in groups.items()}
-    folder = common.publish(config, "distill", report.table(rows), {"stages": ids, "rows": [r._asdict() for r in rows]})
-    report.reliability_diagram(
-        [(name, common.pooled(results, members)) for name, members in groups.items()], folder / "distill.png"
-    )
+    common.publish(config, "distill", common.rows(results, groups), stages=ids)
+    panels = [(name, common.pooled(results, members)) for name, members in groups.items()]
+    report.reliability_diagram(panels, Path(config.run.workdir) / "distill.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from experiments import common
-from kdjax import metrics, report
+from kdjax import metrics
 from kdjax.stages import Stage, generations
 
 
@@ -34,18 +34,16 @@ def run(config: ConfigDict) -> None:
     results = common.execute(config, [s for members in groups.values() for s in members])
     if results is None:
         return
-    rows = common.rows(results, groups)
     differences = {}
     for k in range(config.recipe.generations + 1):
-        ece = {
-            chain: [results[s.id].metrics["test"]["ece"] for s in groups[f"{chain} generation {k}"]]
+        ece = [
+            [results[s.id].metrics["test"]["ece"] for s in groups[f"{chain} generation {k}"]]
             for chain in ("KD(C)", "KD(UC)")
-        }
+        ]
         if len(config.seeds) > 1:
-            differences[k] = metrics.paired(ece["KD(C)"], ece["KD(UC)"])._asdict()
+            differences[f"generation {k}"] = {"ece": metrics.paired(*ece)._asdict()}
     ids = {name: [s.id for s in members] for name, members in groups.items()}
-    payload = {"stages": ids, "rows": [r._asdict() for r in rows], "ece_difference": differences}
-    common.publish(config, "generations", report.table(rows), payload)
+    common.publish(config, "generations", common.rows(results, groups), stages=ids, kdc_minus_kduc=differences)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def document() -> str:
     lines = [
         "# Methods",
         "",
-        "Written from the registry by `python -m experiments.methods`; edit `kdjax/objectives/` instead. p, q: student and teacher",
-        "probabilities, z: logits, y: label, r, c: confidence and correctness of the predicted class. Published figures are top-1 / ECE in %",
-        "of the source's own table, for scale only: they belong to its networks and schedule.",
+        "Written from the registry by `python -m experiments.methods`; edit `kdjax/objectives/` instead.",
+        "p, q: student and teacher probabilities; z: logits; y: label; r, c: confidence, correctness of the predicted",
+        "class. Published figures are the source's own, for scale only: they belong to its networks and schedule.",
         "",
     ]
     for role, title in (("calibrator", "Calibrators"), ("distiller", "Distillation")):

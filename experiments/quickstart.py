@@ -74,41 +74,26 @@ def run(config: ConfigDict) -> None:
     if results is None:
         return
     folder = Path(config.run.workdir)
-    rows = common.rows(results, groups)
-    table = report.table(rows)
     temperatures = list(config.recipe.temperatures)
     paired = differences(results, groups, temperatures) if len(config.seeds) > 1 else {}
-    payload = {
-        "rows": [row._asdict() for row in rows],
-        "stages": {name: [s.id for s in members] for name, members in groups.items()},
-        "kdc_minus_kduc": paired,
-        "seeds": list(config.seeds),
-        "environment": provenance.environment(),
-    }
-    common.publish(config, "results", table, payload)
+    ids = {name: [s.id for s in members] for name, members in groups.items()}
+    table = common.publish(config, "results", common.rows(results, groups), stages=ids, kdc_minus_kduc=paired)
     figure = folder / "reliability.png"
     report.reliability_diagram([(n, common.pooled(results, m)) for n, m in groups.items()], figure)
     last = closing(folder, temperatures[-1])
-    sentences = [difference_sentence(T, p["ece"]) for T, p in paired.items()]
+    sentences = [common.difference_sentence(where, p["ece"]) for where, p in paired.items()]
     report.page(
         folder / "report.html",
         title="Does calibration survive distillation?",
         summary=[last.removeprefix("quickstart: ") + ".", *sentences],
         tables=[("Test split, mean ± sd over seeds", table)],
         figures=[("Reliability on the test split, seeds pooled", figure)],
-        notes=notes(config, payload["environment"]),
+        notes=notes(config, provenance.environment()),
     )
     for sentence in sentences:
         print(sentence)
     print(f"report: {folder / 'report.html'}")
     print(last)
-
-
-def difference_sentence(T: str, ece: dict) -> str:
-    return (
-        f"ECE, KD(C) - KD(UC) at {T}: {100 * ece['mean']:+.2f} points, 95 % bootstrap interval "
-        f"[{100 * ece['low']:+.2f}, {100 * ece['high']:+.2f}], n = {ece['n']} seeds."
-    )
 
 
 def notes(config: ConfigDict, environment: dict) -> list[str]:

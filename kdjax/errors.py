@@ -55,9 +55,10 @@ def within(
         return found
     left = "(" if open_low or low is None else "["
     right = ")" if open_high or high is None else "]"
-    ok = found == found
-    ok &= low is None or (found > low if open_low else found >= low)
-    ok &= high is None or (found < high if open_high else found <= high)
+    value = float(found)
+    ok = value == value
+    ok &= low is None or (value > low if open_low else value >= low)
+    ok &= high is None or (value < high if open_high else value <= high)
     if not ok:
         interval = f"{left}{'-inf' if low is None else low}, {'inf' if high is None else high}{right}"
         raise Refused(f"{what} is {found!r}; expected a number in {interval}.")

@@ -231,7 +231,7 @@ def _brought(name: str, options: Mapping[str, Any], num_classes: int) -> Transfo
 
 
 def _optimizer(o: Optimizer, epochs: int, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    shape = {
+    shape: dict[str, Any] = {
         "schedule": o.schedule,
         "lr": o.lr,
         "milestones": tuple(round(m * steps) for m in o.milestones),

@@ -1,8 +1,8 @@
 """State, the one train step, prediction, and the mesh: all compilation of training is here (floor 3).
 
-Randomness is a function of (seed, step) and nothing else, and the data order arrives as indices, so a run that is stopped
-and resumed at any step computes the same numbers as one that was not. Batch-coupled losses see the global batch, because
-the step is one `jit` over a `data` mesh: the number of devices is a matter of speed, not of meaning.
+Randomness is a function of (seed, step) and nothing else, and the data order arrives as indices, so a run that is
+stopped and resumed at any step computes the same numbers as one that was not. Batch-coupled losses see the global
+batch, because the step is one `jit` over a `data` mesh: the number of devices is a matter of speed, not of meaning.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def to_host(tree: PyTree) -> PyTree:
 
 def resident(inputs: PyTree, label: np.ndarray, mesh: Mesh) -> Resident:
     """A split copied to every device of the mesh."""
-    return place(Resident(inputs, np.asarray(label, np.int32)), replicated(mesh))
+    return Resident(*place((inputs, np.asarray(label, np.int32)), replicated(mesh)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -151,9 +151,9 @@ def train_step(
     """The one training step, compiled.
 
     Returns:
-      (state, resident, indices, teacher_variables, seed) -> (state, logs). `indices` is [steps_per_call, B], positions in
-      the resident split, sharded over `data`; `logs` maps names to [steps_per_call] float32 arrays: `loss` (the sum that
-      was differentiated), each term by name, `accuracy` where labels exist, and `grad_norm`. The state is donated;
+      (state, resident, indices, teacher_variables, seed) -> (state, logs). `indices` is [steps_per_call, B], positions
+      in the resident split, sharded over `data`; `logs` maps names to [steps_per_call] float32 arrays: `loss` (the sum
+      that was differentiated), each term by name, `accuracy` where labels exist, and `grad_norm`. The state is donated;
       teacher variables and resident data never are.
     """
     along_batch = NamedSharding(mesh, PartitionSpec("data"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -167,7 +167,7 @@ def fit(trainer: Trainer, state: State | None = None) -> State:
     return state
 
 
-def gather(collected: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def gather(collected: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """The logs of many calls as one [steps] array a name, fetched at once."""
     host = jax.device_get(collected)
     return {name: np.concatenate([np.atleast_1d(c[name]) for c in host]) for name in (host[0] if host else ())}

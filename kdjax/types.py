@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     inputs: PyTree
     label: Int[Array, "B"] | None = None
     target: Float[Array, "B K"] | None = None
-    index: Int[Array, "B"] | None = None
+    index: Int[Array, "B"] | None = None  # type: ignore[assignment]  # shadows tuple.index
     teacher: Output | None = None
     weight: Float[Array, "B"] | None = None
 
@@ -71,7 +71,7 @@ class Split(NamedTuple):
 
     inputs: PyTree
     label: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]
 
 
 class Dataset(NamedTuple):

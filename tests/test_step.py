@@ -131,7 +131,7 @@ def test_teacher_equal_to_student_gives_no_gradient_at_alpha_one():
     recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, alpha=1.0))
     pieces = parts(recipe, own)
     variables = Trainer(Task(pieces, own, None, 1, 16, 0)._replace(teacher=_dummy(pieces)), devices=1).init().variables
-    # Evaluation mode against training mode would differ by BatchNorm; a teacher in training mode is made here on purpose.
+    # A teacher in training mode, on purpose: evaluation mode would differ where a network has BatchNorm.
     same = teachers.Teacher(lambda v, batch: pieces.model.apply(v, batch.inputs, True, None)[0], variables)
     trainer = Trainer(Task(pieces, own, same, 1, 16, 0), devices=1)
     _, logs = next(trainer.steps(trainer.init()))

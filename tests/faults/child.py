@@ -1,7 +1,7 @@
 """Runs one tiny stage and, if asked, dies on the way: `python -m tests.faults.child WORKDIR NPZ METHOD [WHEN]`.
 
-WHEN is step:N (kill -9 after step N), save:N (kill -9 inside the N-th save, data written and manifest not), end (kill -9
-between the last checkpoint and the stage's manifest), or term:N (SIGTERM after step N).
+WHEN is step:N (kill -9 after step N), save:N (kill -9 inside the N-th save, data written and manifest not), end (kill
+-9 between the last checkpoint and the stage's manifest), or term:N (SIGTERM after step N).
 """
 
 from __future__ import annotations
