@@ -12,7 +12,18 @@ from kdjax.errors import Refused
 SIZES = (3, 5, 8)
 DRAWS = 4
 
+# Compiled once per shape: eager dispatch would compile every operation of every shape.
 project = jax.jit(targets.project, static_argnames="distance")
+top1 = jax.jit(targets.top1, static_argnames="distance")
+masses = jax.jit(targets.masses)
+masses_l2 = jax.jit(targets.masses_l2)
+multipliers = jax.jit(targets.multipliers)
+margin = jax.jit(targets.margin)
+wclip = jax.jit(targets.wclip)
+swap = jax.jit(targets.swap)
+match_entropy = jax.jit(targets.match_entropy)
+entropy = jax.jit(targets.entropy)
+temper = jax.jit(targets.temper)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +112,7 @@ def test_masses_are_the_projection_of_every_f_divergence(name):
     for k in SIZES:
         p, _, near, far = problems(k)
         for alpha, eps in BOUNDS[:2]:
-            q = np.exp(targets.masses(jnp.log(p), near, far, alpha=alpha, eps=eps))
+            q = np.exp(masses(jnp.log(p), near, far, alpha=alpha, eps=eps))
             for i in range(DRAWS):
                 rows = [(near[i], alpha), (-1.0 * far[i], -eps)]
                 optimal(name, p[i], q[i], rows, start=inside(near[i], far[i], alpha, eps))
@@ -113,11 +124,11 @@ def test_masses_meet_every_case_and_have_the_multipliers_of_the_tilting_form():
         for seed in range(6):
             p, _, near, far = problems(k, seed)
             for alpha, eps in BOUNDS:
-                log_q = targets.masses(jnp.log(p), near, far, alpha=alpha, eps=eps)
+                log_q = masses(jnp.log(p), near, far, alpha=alpha, eps=eps)
                 q = np.exp(log_q)
                 a, b = (near * q).sum(1), (far * q).sum(1)
                 assert np.all(a >= alpha - 1e-12) and np.all(b <= eps + 1e-12)
-                mu, nu = (np.asarray(x) for x in targets.multipliers(jnp.log(p), log_q, near, far))
+                mu, nu = (np.asarray(x) for x in multipliers(jnp.log(p), log_q, near, far))
                 assert np.all(mu >= -1e-9) and np.all(nu >= -1e-9)
                 tilted = p * np.exp(mu[:, None] * near - nu[:, None] * far)
                 np.testing.assert_allclose(tilted / tilted.sum(1, keepdims=True), q, rtol=1e-9)
@@ -125,26 +136,26 @@ def test_masses_meet_every_case_and_have_the_multipliers_of_the_tilting_form():
                 assert np.all((mu < 1e-9) | (np.abs(a - alpha) < 1e-9))
                 assert np.all((nu < 1e-9) | (np.abs(b - eps) < 1e-9))
                 seen |= set(zip((mu > 1e-9).tolist(), (nu > 1e-9).tolist(), strict=True))
-                again = targets.masses(log_q, near, far, alpha=alpha, eps=eps)
+                again = masses(log_q, near, far, alpha=alpha, eps=eps)
                 np.testing.assert_allclose(np.exp(again), q, atol=1e-12)
                 idle = ((near * p).sum(1) >= alpha) & ((far * p).sum(1) <= eps)
-                np.testing.assert_array_equal(log_q[idle], targets.temper(jnp.log(p), 1.0)[idle])
+                np.testing.assert_array_equal(log_q[idle], temper(jnp.log(p), 1.0)[idle])
     assert seen == {(False, False), (True, False), (False, True), (True, True)}
 
 
 def test_masses_without_other_or_near_classes():
     p = jnp.array([0.1, 0.7, 0.2])
     near = jnp.array([True, False, False])
-    no_other = np.exp(targets.masses(jnp.log(p), near, ~near, alpha=0.8, eps=0.5))
+    no_other = np.exp(masses(jnp.log(p), near, ~near, alpha=0.8, eps=0.5))
     np.testing.assert_allclose(no_other, [0.8, 0.2 * 7 / 9, 0.2 * 2 / 9])
-    capped = np.exp(targets.masses(jnp.log(p), near, ~near, alpha=0.0, eps=0.3))
+    capped = np.exp(masses(jnp.log(p), near, ~near, alpha=0.0, eps=0.3))
     np.testing.assert_allclose(capped, [0.7, 0.3 * 7 / 9, 0.3 * 2 / 9])
     nobody = jnp.zeros(3, bool)
     lost = project(jnp.log(p), nobody, nobody, alpha=0.5)
     assert bool(lost.infeasible) and not bool(project(jnp.log(p), near, ~near, alpha=0.5).infeasible)
     np.testing.assert_allclose(np.exp(lost.log_q), p)
     impossible = jnp.array([-jnp.inf, 0.0, -jnp.inf, -jnp.inf])
-    raised = targets.masses(impossible, jnp.array([True, False, True, False]), jnp.zeros(4, bool), alpha=0.4)
+    raised = masses(impossible, jnp.array([True, False, True, False]), jnp.zeros(4, bool), alpha=0.4)
     np.testing.assert_allclose(np.exp(raised), [0.2, 0.6, 0.2, 0.0], atol=1e-12)
 
 
@@ -152,7 +163,7 @@ def test_euclidean_masses():
     for k in SIZES:
         p, _, near, far = problems(k)
         for alpha, eps in BOUNDS:
-            q = np.asarray(targets.masses_l2(jnp.asarray(p), near, far, alpha=alpha, eps=eps))
+            q = np.asarray(masses_l2(jnp.asarray(p), near, far, alpha=alpha, eps=eps))
             also = np.exp(project(jnp.log(p), near, far, alpha=alpha, eps=eps, distance="l2").log_q)
             np.testing.assert_allclose(also, q, atol=1e-12)
             for i in range(DRAWS):
@@ -183,11 +194,11 @@ def test_teacher_temperature_is_the_projection_onto_its_own_entropy():
     """RTC's temperature scaling = CUD's R1: the floor at the tempered teacher's entropy gives that teacher back."""
     p, _, near, _ = problems(5)
     far = np.zeros_like(near)
-    scaled = targets.temper(jnp.log(p), 1.5)
-    found = project(jnp.log(p), near, far, h_min=targets.entropy(scaled))
+    scaled = temper(jnp.log(p), 1.5)
+    found = project(jnp.log(p), near, far, h_min=entropy(scaled))
     np.testing.assert_allclose(found.T, 1.5, rtol=1e-8)
     np.testing.assert_allclose(np.exp(found.log_q), np.exp(scaled), atol=1e-9)
-    again = project(found.log_q, near, far, h_min=targets.entropy(scaled))
+    again = project(found.log_q, near, far, h_min=entropy(scaled))
     np.testing.assert_allclose(np.exp(again.log_q), np.exp(scaled), atol=1e-7)
 
 
@@ -202,7 +213,7 @@ def test_the_entropy_ceiling_against_a_grid_of_the_simplex():
         for h, alpha, eps in [(0.6, 0.0, 1.0), (0.4, 0.0, 1.0), (0.75, 0.3, 0.2)]:
             found = project(jnp.log(jnp.array(p)), near, far, alpha=alpha, eps=eps, h_max=h)
             q = np.exp(found.log_q)
-            assert not found.failed and targets.entropy(found.log_q) <= h + 1e-9 and found.T < 1
+            assert not found.failed and entropy(found.log_q) <= h + 1e-9 and found.T < 1
             assert q[0] >= alpha - 1e-9 and q[2] <= eps + 1e-9
             ok = (heights <= h) & (grid[:, 0] >= alpha) & (grid[:, 2] <= eps)
             best = np.min(np.sum(grid[ok] * np.log(grid[ok] / np.array(p)), axis=1))
@@ -221,29 +232,29 @@ def test_an_unreachable_entropy_floor_is_lowered_and_reported():
     p, _, near, far = problems(5)
     found = project(jnp.log(p), near, far, alpha=0.9, h_min=np.log(5))
     assert np.all(found.clamped)
-    most = targets.entropy(targets.masses(jnp.zeros_like(jnp.asarray(p)), near, far, alpha=0.9))
-    np.testing.assert_allclose(targets.entropy(found.log_q), 0.99 * most, rtol=1e-9)
+    most = entropy(masses(jnp.zeros_like(jnp.asarray(p)), near, far, alpha=0.9))
+    np.testing.assert_allclose(entropy(found.log_q), 0.99 * most, rtol=1e-9)
 
 
 @pytest.mark.parametrize("distance", ["kl", "l2"])
 def test_top1(distance):
     for k in SIZES:
         p, labels, _, _ = problems(k)
-        log_q = targets.top1(jnp.log(p), labels, distance=distance)
+        log_q = top1(jnp.log(p), labels, distance=distance)
         q = np.exp(log_q)
         for i in range(DRAWS):
             y = labels[i]
             assert np.all(q[i, y] >= q[i])
             rows = [(np.eye(k)[y] - np.eye(k)[j], 0.0) for j in range(k) if j != y]
             optimal({"kl": "KL(q||p)", "l2": "l2"}[distance], p[i], q[i], rows)
-        np.testing.assert_allclose(np.exp(targets.top1(log_q, labels, distance=distance)), q, atol=1e-12)
+        np.testing.assert_allclose(np.exp(top1(log_q, labels, distance=distance)), q, atol=1e-12)
 
 
 @pytest.mark.parametrize("c", [0.0, 0.3])
 def test_margin(c):
     for k in SIZES:
         p, labels, _, _ = problems(k)
-        log_q = targets.margin(jnp.log(p), labels, c=c)
+        log_q = margin(jnp.log(p), labels, c=c)
         for i in range(DRAWS):
             y = labels[i]
             rival = np.argmax(np.where(np.arange(k) == y, -1, p[i]))
@@ -257,7 +268,7 @@ def test_wclip_facts():
         top = p.argmax(1)
         labels[0] = top[0]
         rows = np.arange(DRAWS)
-        log_q = targets.wclip(jnp.log(p), labels)
+        log_q = wclip(jnp.log(p), labels)
         q = np.exp(log_q)
         delta = np.where(top != labels, np.minimum(0.5 * p.max(1), 0.7 * (p.max(1) - p[rows, labels])), 0.0)
         wanted = p.copy()
@@ -266,7 +277,7 @@ def test_wclip_facts():
         np.testing.assert_allclose(q, wanted, rtol=1e-12)
         assert np.all(q >= 0)
         np.testing.assert_allclose(q.sum(1), 1)
-        np.testing.assert_array_equal(log_q[0], targets.temper(jnp.log(p), 1.0)[0])
+        np.testing.assert_array_equal(log_q[0], temper(jnp.log(p), 1.0)[0])
         wrong = top != labels
         # eta, m >= 1/2: the label ends at or above the old top class.
         assert np.all(q[rows, labels][wrong] >= q[rows, top][wrong] - 1e-15)
@@ -276,7 +287,7 @@ def test_wclip_is_the_euclidean_projection_on_a_margin_half_space_and_not_the_kl
     for k in SIZES:
         p, labels, _, _ = problems(k, seed=5)
         labels = (p.argmax(1) + 1) % k
-        q = np.exp(targets.wclip(jnp.log(p), labels, eta=0.4, m=0.6))
+        q = np.exp(wclip(jnp.log(p), labels, eta=0.4, m=0.6))
         for i in range(DRAWS):
             y, top = labels[i], p[i].argmax()
             delta = p[i, top] - q[i, top]
@@ -285,7 +296,7 @@ def test_wclip_is_the_euclidean_projection_on_a_margin_half_space_and_not_the_kl
         far = np.eye(k, dtype=bool)[p.argmax(1)]
         near = np.eye(k, dtype=bool)[labels]
         eps = jnp.asarray(q[np.arange(DRAWS), p.argmax(1)])
-        exact = np.exp(targets.masses(jnp.log(p), near, far, eps=eps))
+        exact = np.exp(masses(jnp.log(p), near, far, eps=eps))
         np.testing.assert_allclose((exact * far).sum(1), eps)
         if k > 3:
             assert np.all((exact * near).sum(1) < (q * near).sum(1) - 1e-3)
@@ -293,8 +304,8 @@ def test_wclip_is_the_euclidean_projection_on_a_margin_half_space_and_not_the_kl
 
 def test_undamped_wclip_is_the_swap_of_knowledge_adjustment():
     p, labels, _, _ = problems(8)
-    swapped = targets.swap(jnp.log(p), labels)
-    np.testing.assert_allclose(targets.wclip(jnp.log(p), labels, eta=1.0, m=1.0), swapped, rtol=1e-9)
+    swapped = swap(jnp.log(p), labels)
+    np.testing.assert_allclose(wclip(jnp.log(p), labels, eta=1.0, m=1.0), swapped, rtol=1e-9)
     q, rows = np.exp(swapped), np.arange(DRAWS)
     np.testing.assert_allclose(q[rows, labels], p.max(1))
     np.testing.assert_allclose(np.sort(q, axis=1), np.sort(p, axis=1))
@@ -306,11 +317,11 @@ def test_extreme_logits_stay_finite_and_normalised(dtype):
     labels = jnp.array([1, 2, 0, 1])
     near, far = jax.nn.one_hot(labels, 4, dtype=bool), jax.nn.one_hot(targets.top(logits), 4, dtype=bool)
     shapes = {
-        "temper": targets.temper(logits, 0.5),
-        "wclip": targets.wclip(logits, labels),
-        "swap": targets.swap(logits, labels),
-        "margin": targets.margin(logits, labels, c=0.2),
-        "top1": targets.top1(logits, labels),
+        "temper": temper(logits, 0.5),
+        "wclip": wclip(logits, labels),
+        "swap": swap(logits, labels),
+        "margin": margin(logits, labels, c=0.2),
+        "top1": top1(logits, labels),
         "project": project(logits, near, far, alpha=0.3, eps=0.2, h_min=0.4, h_max=1.0).log_q,
     }
     for name, log_q in shapes.items():
@@ -334,10 +345,10 @@ def test_standardize_has_unit_spread_and_survives_constant_rows():
 def test_the_control_has_the_wanted_mean_entropy_under_weights():
     p, _, _, _ = problems(5)
     weight = jnp.array([1.0, 0.0, 2.0, 1.0])
-    log_q, T = targets.match_entropy(jnp.log(p), 1.0, weight)
-    np.testing.assert_allclose(np.average(targets.entropy(log_q), weights=weight), 1.0, rtol=1e-9)
-    np.testing.assert_allclose(log_q, targets.temper(jnp.log(p), T))
-    same, T = targets.match_entropy(jnp.log(p), jnp.mean(targets.entropy(jnp.log(p))))
+    log_q, T = match_entropy(jnp.log(p), 1.0, weight)
+    np.testing.assert_allclose(np.average(entropy(log_q), weights=weight), 1.0, rtol=1e-9)
+    np.testing.assert_allclose(log_q, temper(jnp.log(p), T))
+    same, T = match_entropy(jnp.log(p), jnp.mean(entropy(jnp.log(p))))
     np.testing.assert_allclose(T, 1.0, rtol=1e-9)
     np.testing.assert_allclose(np.exp(same), p, rtol=1e-8)
 
