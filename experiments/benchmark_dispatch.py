@@ -22,7 +22,7 @@ from kdjax.trainer import Task, Trainer
 from kdjax.transforms import chain
 from kdjax.types import Model, Output
 
-LEAVES = (1, 240)  # parameters of the empty models: none to speak of, and as many as a WRN-40's leaves
+LEAVES = (1, 240)  # one parameter; and as many as a WRN-40 has arrays of parameters and momenta
 
 
 def empty(leaves: int) -> Model:
