@@ -107,8 +107,11 @@ def wclip(
     k = top(log_p)
     l_y, l_k = _at(log_p, labels), _at(log_p, k)
     # delta / p_k*, exact however small p_y is; 0 where k* = y, and then both updates below are the identity.
-    share = jnp.minimum(jnp.asarray(eta, log_p.dtype), -jnp.expm1(l_y - l_k) * m)
-    clipped = _put(_put(log_p, k, l_k + jnp.log1p(-share)), labels, jnp.logaddexp(l_y, l_k + jnp.log(share)))
+    eta, m = jnp.asarray(eta, log_p.dtype), jnp.asarray(m, log_p.dtype)
+    share = jnp.minimum(eta, -jnp.expm1(l_y - l_k) * m)
+    # log(1 - share) from its parts: at m = eta = 1 the difference would round a small p_y to 0.
+    kept = jnp.maximum(jnp.log1p(-eta), jnp.logaddexp(jnp.log1p(-m), jnp.log(m) + l_y - l_k))
+    clipped = _put(_put(log_p, k, l_k + kept), labels, jnp.logaddexp(l_y, l_k + jnp.log(share)))
     return jnp.where((k != labels)[..., None], clipped, log_p)
 
 
