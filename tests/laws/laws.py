@@ -1,0 +1,330 @@
+"""The laws themselves, as functions of a member: the tests run them over the registry, and over a toy method."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.types import Batch, Output, Spec
+from tests.laws.members import CONDITION, EXCEPTIONS, Member
+
+N = 16  # training examples that a member with memory knows
+EPOCHS = 8
+# One training run has one progress: late enough for every schedule to act, and no epoch's edge.
+PROGRESS = np.float32(0.6)
+# Compiling is most of the cost. The variants of law 1 are compiled as a user's are, and must agree with these.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class Draw(NamedTuple):
+    """What hypothesis draws: arrays follow from it. Few shapes, since XLA compiles each."""
+
+    seed: int
+    scale: float
+    shape: tuple[int, int]
+
+
+class Sample(NamedTuple):
+    """Everything an objective may look at, as arrays; rows come in `views` blocks of B examples."""
+
+    logits: Any
+    features: Any
+    label: Any
+    target: Any
+    index: Any
+    teacher: Any
+    teacher_features: Any
+    weight: Any
+
+
+class Result(NamedTuple):
+    """`gradient` is by (logits, features)."""
+
+    value: Any
+    gradient: Any
+    state: Any
+    logs: Any
+
+
+def sample(draw: Draw, views: int = 1, dtype: Any = np.float64) -> Sample:
+    """Random rows without ties; the weights are positive and differ."""
+    rng = np.random.default_rng(draw.seed)
+    (b, k), rows = draw.shape, draw.shape[0] * views
+
+    def logits():
+        return (draw.scale * rng.normal(size=(rows, k))).astype(dtype)
+
+    def features():
+        return rng.normal(size=(rows, 2, 3, 3)).astype(dtype)
+
+    target = rng.dirichlet(np.ones(k), b).astype(dtype)
+    return Sample(
+        logits(),
+        features(),
+        np.tile(rng.integers(0, k, b), views).astype(np.int32),
+        np.tile(target, (views, 1)),
+        np.tile(rng.permutation(N)[:b], views).astype(np.int32),
+        logits(),
+        features(),
+        np.tile(rng.uniform(0.5, 2.0, b), views).astype(dtype),
+    )
+
+
+def doors(member: Member, s: Sample, logits: Any = None, features: Any = None) -> tuple[Batch, Output]:
+    """The batch with the fields that the member says it reads and no other, and the student's output."""
+    fields = {
+        "label": s.label,
+        "target": s.target,
+        "index": s.index,
+        "teacher": Output(s.teacher, {"map": s.teacher_features}),
+    }
+    batch = Batch(None, weight=s.weight, **{name: fields[name] for name in member.fields})
+    return batch, Output(s.logits if logits is None else logits, {"map": s.features if features is None else features})
+
+
+def evaluate(member: Member, state: Any, s: Sample, progress: Any = PROGRESS) -> Result:
+    """Value, gradient, new state and logs, as the step takes them."""
+
+    def total(read):
+        batch, output = doors(member, s, *read)
+        terms, new = member.objective.apply(state, batch, output, progress)
+        return terms.total, (new, terms.logs)
+
+    (value, (new, logs)), gradient = jax.value_and_grad(total, has_aux=True)((s.logits, s.features))
+    return Result(value, gradient, new, logs)
+
+
+@cache
+def compiled(member: Member) -> Any:
+    """One program per member, traced once per shape and precision."""
+    return jax.jit(lambda state, s, progress: evaluate(member, state, s, progress), compiler_options=QUICK)
+
+
+@cache
+def refreshed(member: Member) -> Any:
+    return jax.jit(member.objective.refresh)
+
+
+def run(member: Member, s: Sample, state: Any = None, progress: Any = PROGRESS) -> Result:
+    return compiled(member)(history(member, s.logits.shape[-1]) if state is None else state, s, progress)
+
+
+@cache
+def history(member: Member, k: int, classes: tuple[int, ...] | None = None) -> Any:
+    """A state after three epochs, as host arrays, and a refresh where there is one; `classes` renames the K classes."""
+    state = member.objective.init(Spec(N, k, EPOCHS))
+    if not jax.tree.leaves(state):
+        return state
+    for seed in range(3):
+        s = sample(Draw(seed, 3.0, (N, k)), member.views, np.float32)
+        if seed == 0:
+            s = s._replace(label=np.argmax(s.logits, -1).astype(np.int32))
+        s = s._replace(label=np.tile(s.label[:N], member.views))
+        s = s if classes is None else renamed(s, np.asarray(classes))
+        state = compiled(member)(state, s, PROGRESS).state
+    if member.objective.refresh is not None:
+        state = refreshed(member)(state, s.logits, s.label)
+    return jax.tree.map(np.asarray, state)
+
+
+def taken(s: Sample, rows: Any, views: int) -> Sample:
+    """Those examples, in that order, of every view."""
+    b = len(s.label) // views
+    where = np.concatenate([np.asarray(rows) + view * b for view in range(views)])
+    return Sample(*(np.asarray(x)[where] for x in s))
+
+
+def renamed(s: Sample, classes: Any) -> Sample:
+    """Class `classes[j]` becomes class j."""
+    return s._replace(
+        logits=s.logits[:, classes],
+        teacher=s.teacher[:, classes],
+        target=s.target[:, classes],
+        label=np.argsort(classes)[s.label].astype(np.int32),
+    )
+
+
+def same(a: Any, b: Any, rtol: float = 1e-7, atol: float = 1e-9) -> None:
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, a), jax.tree.map(np.asarray, b), rtol=rtol, atol=atol)
+
+
+def excepted(law: str, member: Member, strict: bool) -> bool:
+    """Whether the member is let off; `strict` lets nobody off, by which exceptions are checked to be true."""
+    return not strict and (law, member.id) in EXCEPTIONS
+
+
+def precisions(member: Member, draw: Draw) -> None:
+    """Law 1: float32 agrees with float64 to 1e-6, bfloat16 logits are computed in float32."""
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        # Exactly representable in bfloat16, so that all three precisions are given the same numbers.
+        s = Sample(*(np.asarray(jnp.asarray(x, jnp.bfloat16), x.dtype) if x.dtype.kind == "f" else x for x in s))
+        s = s._replace(target=s.target / s.target.sum(-1, keepdims=True))
+        state = history(member, draw.shape[1])
+        exact = run(member, s, state)
+    single = Sample(*(x.astype(np.float32) if x.dtype.kind == "f" else x for x in s))
+    found = run(member, single, state)
+    scale = CONDITION.get(member.name, (1.0, ""))[0] * max(1.0, float(np.abs(exact.value)))
+    np.testing.assert_allclose(found.value, exact.value, rtol=1e-6, atol=1e-6 * scale)
+    for mine, theirs in zip(found.gradient, exact.gradient, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(theirs).max()))
+    half = single._replace(
+        logits=jnp.asarray(single.logits, jnp.bfloat16), teacher=jnp.asarray(single.teacher, jnp.bfloat16)
+    )
+    half = run(member, half, state)
+    assert found.value.dtype == np.float32 and half.value.dtype == np.float32, "a loss is float32, whatever comes in"
+    np.testing.assert_allclose(half.value, found.value, rtol=1e-6, atol=1e-6 * scale)
+    chex.assert_trees_all_equal_dtypes(found.state, half.state, state)
+
+
+def examples_permute(member: Member, draw: Draw, strict: bool = False) -> None:
+    """Law 2: the order of the batch changes nothing but the order of the gradients."""
+    if excepted("permuted examples", member, strict):
+        return
+    b = draw.shape[0]
+    order = np.roll(np.random.default_rng(draw.seed + 1).permutation(b), 1)
+    rows = np.concatenate([order + view * b for view in range(member.views)])
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        plain, other = run(member, s), run(member, taken(s, order, member.views))
+        same(plain.value, other.value)
+        same(tuple(g[rows] for g in plain.gradient), other.gradient)
+        same((plain.state, plain.logs), (other.state, other.logs), rtol=1e-5, atol=1e-6)
+
+
+def classes_permute(member: Member, draw: Draw, strict: bool = False) -> None:
+    """Law 2: the names of the classes change nothing but the order of the gradient's columns."""
+    if excepted("permuted classes", member, strict):
+        return
+    k = draw.shape[1]
+    classes = np.random.default_rng(draw.seed + 2).permutation(k)
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        plain = run(member, s)
+        other = run(member, renamed(s, classes), history(member, k, tuple(classes)))
+        # Memories are float32: a sum over classes in another order may end on the other side of a rounding.
+        loose = {"rtol": 1e-5, "atol": 1e-6} if jax.tree.leaves(plain.state) else {}
+        same(plain.value, other.value, **loose)
+        same((plain.gradient[0][:, classes], plain.gradient[1]), other.gradient, **loose)
+        same(plain.logs, other.logs, rtol=1e-5, atol=1e-6)
+
+
+def shifts(member: Member, draw: Draw, strict: bool = False) -> None:
+    """Law 3: a constant added to all logits of a row, student's or teacher's, changes nothing."""
+    if excepted("shifted logits", member, strict):
+        return
+    rng = np.random.default_rng(draw.seed + 3)
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        up = [rng.uniform(-20, 20, (len(s.label), 1)) for _ in range(2)]
+        plain = run(member, s)
+        other = run(member, s._replace(logits=s.logits + up[0], teacher=s.teacher + up[1]))
+        same((plain.value, plain.gradient), (other.value, other.gradient), rtol=1e-6, atol=1e-8)
+        same((plain.state, plain.logs), (other.state, other.logs), rtol=1e-5, atol=1e-6)
+
+
+def absence(member: Member, draw: Draw, strict: bool = False) -> None:
+    """Law 4: weight 0 equals removal, in value, gradient and memory, whatever the row holds; no weights equal ones."""
+    if excepted("absent examples", member, strict):
+        return
+    b, k = draw.shape
+    gone = np.sort(np.random.default_rng(draw.seed + 4).permutation(b)[: b // 3])
+    stay = np.setdiff1d(np.arange(b), gone)
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        out = np.isin(np.arange(len(s.label)) % b, gone)
+        spoilt = {
+            name: np.where(out.reshape(-1, *[1] * (getattr(s, name).ndim - 1)), np.nan, getattr(s, name))
+            for name in ("logits", "features", "teacher", "teacher_features", "target")
+        }
+        emptied = s._replace(
+            weight=np.where(out, 0.0, s.weight), label=np.where(out, k, s.label).astype(np.int32), **spoilt
+        )
+        state = history(member, k)
+        present, removed = run(member, emptied, state), run(member, taken(s, stay, member.views), state)
+        same(present.value, removed.value)
+        for whole, part in zip(present.gradient, removed.gradient, strict=True):
+            whole = np.asarray(whole)
+            assert not np.any(whole[out]), "an absent example has a gradient"
+            same(whole[~out], part)
+        same((present.state, present.logs), (removed.state, removed.logs), rtol=1e-5, atol=1e-6)
+        ones = run(member, s._replace(weight=np.ones_like(s.weight)), state)
+        same(run(member, s._replace(weight=None), state), ones)
+
+
+def extreme(kind: str, k: int, label: Any) -> np.ndarray:
+    """[B, k] logits at the ends of what float32 training can meet."""
+    b = len(label)
+    mine = np.arange(k) == label[:, None]
+    other = np.arange(k) == ((label + 1) % k)[:, None]
+    return {
+        "zero": lambda: np.zeros((b, k)),
+        "equal": lambda: np.full((b, k), -7.5),
+        "huge": lambda: 1e4 * (-1.0) ** np.add.outer(np.arange(b), np.arange(k)),
+        "right": lambda: np.where(mine, 1e4, 0.0),
+        "wrong": lambda: np.where(other, 1e4, -1e4),
+        "masked": lambda: np.where(other, -np.inf, np.linspace(-1, 1, k)),
+    }[kind]().astype(np.float32)
+
+
+KINDS = ("zero", "equal", "huge", "right", "wrong", "masked")
+
+
+def finite(member: Member, shape: tuple[int, int], strict: bool = False) -> None:
+    """Law 5: value, gradient, logs and memory are finite at every extreme of student and teacher."""
+    if excepted("extreme logits", member, strict):
+        return
+    k = shape[1]
+    s = sample(Draw(5, 1.0, shape), member.views, np.float32)
+    before = history(member, k)
+    for kind, teacher in itertools.product(KINDS, KINDS if "teacher" in member.fields else KINDS[:1]):
+        read = s._replace(logits=extreme(kind, k, s.label), teacher=extreme(teacher, k, s.label))
+        state = before
+        if kind == "masked":
+            # A target that gives mass to a class that cannot be has an infinite loss, as it should; so the targets,
+            # given or remembered, give it none.
+            target = np.where(np.isneginf(read.logits), 0.0, s.target)
+            read = read._replace(target=(target / target.sum(-1, keepdims=True)).astype(np.float32))
+            state = run(member, read, before).state
+        if kind == "zero":
+            read = read._replace(features=np.zeros_like(s.features))
+        found = run(member, read, state)
+        for part, tree in found._asdict().items():
+            for leaf in jax.tree.leaves(tree):
+                where = f"{part} of {member} at {kind} logits {shape}, teacher {teacher}"
+                assert np.isfinite(leaf).all(), f"{where}: {leaf}"
+        assert found.value.dtype == np.float32
+
+
+def slopes(member: Member, draw: Draw, strict: bool = False, step: float = 1e-5) -> None:
+    """Law 6: the gradient is that of central differences in float64, along random directions."""
+    if excepted("finite differences", member, strict):
+        return
+    rng = np.random.default_rng(draw.seed + 5)
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        state = history(member, draw.shape[1])
+        found = run(member, s, state)
+        for _ in range(4):
+            along = [rng.normal(size=x.shape) for x in (s.logits, s.features)]
+            ends = [
+                s._replace(logits=s.logits + h * along[0], features=s.features + h * along[1]) for h in (step, -step)
+            ]
+            up, down = (float(run(member, end, state).value) for end in ends)
+            claimed = sum(float(np.sum(g * d)) for g, d in zip(found.gradient, along, strict=True))
+            np.testing.assert_allclose(claimed, (up - down) / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+LAWS = {
+    "permuted examples": examples_permute,
+    "permuted classes": classes_permute,
+    "shifted logits": shifts,
+    "absent examples": absence,
+    "finite differences": slopes,
+}

@@ -1,0 +1,162 @@
+"""Law 7: methods that must coincide do, value and gradient; and where the teacher is the student nothing is learned."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdjax import losses, objectives, transforms
+from kdjax.types import Batch, Output, Spec
+from tests.laws import laws, members
+
+INF = float("inf")
+SHAPE = (6, 5)
+NLL = ("nll", {})
+
+# (method, options) on the left is the one on the right. Every calibrator with a knob that can be turned off is here.
+IDENTITIES = [
+    (("focal", {"gamma": 0.0}), NLL),
+    (("dual_focal", {"gamma": 0.0}), NLL),
+    (("label_smoothing", {"alpha": 0.0}), NLL),
+    (("label_smoothing", {"alpha": 0.0, "form": "uniform"}), NLL),
+    (("label_smoothing", {"alpha": 0.08}), ("label_smoothing", {"alpha": 0.1, "form": "uniform"})),
+    (("adafocal", {"gamma": 0.0}), NLL),
+    (("adafocal", {"gamma": 2.0}), ("focal", {"gamma": 2.0})),
+    (("mbls", {"margin": INF}), NLL),
+    (("mbls", {"alpha": 0.0}), NLL),
+    (("acls", {"margin": INF}), NLL),
+    (("acls", {"alpha": 0.0}), NLL),
+    (("mdca", {"beta": 0.0}), NLL),
+    (("mdca", {"beta": 0.0, "gamma": 2.0}), ("focal", {"gamma": 2.0})),
+    (("mdca", {"beta": 0.0, "alpha": 0.1}), ("label_smoothing", {"alpha": 0.1})),
+    (("dca", {"beta": 0.0}), NLL),
+    (("mmce", {"beta": 0.0}), NLL),
+    (("cpc", {"lam1": 0.0, "lam2": 0.0}), NLL),
+    (("crl", {"weight": 0.0}), NLL),
+    (("pskd", {"alpha_T": 0.0}), NLL),
+    (("dus", {"lambda_ce": 1.0, "lambda_f": 0.0, "lambda_h": 0.0}), NLL),
+    (("dus", {"lambda_ce": 0.0, "lambda_f": 1.0, "lambda_h": 0.0, "gamma": 3.0}), ("focal", {"gamma": 3.0})),
+    (("rtc", {"T_c": 1.0, "T": 4.0}), ("kd", {})),
+    (("rtc", {"T_c": 10.0}), ("ttm", {})),
+    (("wttm", {"T_c": 1.0}), ("ttm", {"T_c": 1.0})),
+    (("lskd", {"standardise": False}), ("kd", {"T": 2.0})),
+    (("cud", {"eta": 1.0, "m": 1.0}), ("knowledge_adjustment", {})),
+    (("cud", {"target": "none"}), ("kd", {})),
+    (("kd", {"target": "project", "far_mass": 1.0}), ("kd", {})),
+    (("kd", {"target": "project", "far_mass": 1.0, "distance": "l2"}), ("kd", {})),
+]
+
+
+def _id(side):
+    return members._label(*side)
+
+
+@functools.cache
+def programs(name: str, options: tuple):
+    objective = objectives.build(name, **dict(options))
+
+    def total(logits, s, progress):
+        batch = Batch(None, s.label, None, s.index, Output(s.teacher), s.weight)
+        state = objective.init(Spec(laws.N, s.logits.shape[-1], laws.EPOCHS))
+        return objective.apply(state, batch, Output(logits), progress)[0].total
+
+    return jax.jit(jax.value_and_grad(total), compiler_options=laws.QUICK)
+
+
+@pytest.mark.parametrize(("left", "right"), IDENTITIES, ids=_id)
+def test_identity(left, right):
+    with jax.enable_x64(True):
+        for seed, scale in enumerate([0.5, 3.0, 12.0]):
+            s = laws.sample(laws.Draw(seed, scale, SHAPE))
+            found = [programs(n, tuple(o.items()))(s.logits, s, laws.PROGRESS) for n, o in (left, right)]
+            laws.same(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_no_memory_of_an_earlier_epoch_is_the_nll():
+    """PSKD in its first epoch, whatever it remembers."""
+    (member,) = (m for m in members.of_method("pskd") if m.id == "pskd")
+    (nll,) = members.of_method("nll")
+    with jax.enable_x64(True):
+        s = laws.sample(laws.Draw(2, 2.0, SHAPE))
+        state = laws.history(member, SHAPE[1])
+        for progress in (0.0, 0.99 / laws.EPOCHS):
+            found = laws.run(member, s, state, np.float32(progress))
+            laws.same(found[:2], laws.run(nll, s, (), np.float32(progress))[:2], rtol=1e-6, atol=1e-7)
+        later = laws.run(member, s, state, np.float32(1 / laws.EPOCHS))
+        assert abs(float(later.value - found.value)) > 1e-3, "and from the second epoch on it is not"
+
+
+DISTILLERS = [m for m in members.methods() if objectives.METHODS[m.name].role == "distiller"]
+
+
+@pytest.mark.parametrize("member", DISTILLERS, ids=str)
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+def test_teacher_equal_to_student_has_no_gradient(member, scale):
+    """Labels are the teacher's own predictions, so that a target that mends mistakes leaves it as it is."""
+    if "project" in member.id or "margin" in member.id:
+        pytest.skip("its target differs from the teacher also where the teacher is right")
+    with jax.enable_x64(True):
+        s = laws.sample(laws.Draw(4, scale, SHAPE), member.views)
+        # A teacher that is tempered first agrees where its logits are that much larger.
+        sharp = float(objectives.options(member.name).get("T_c", 1.0))
+        right = np.argmax(s.logits, -1).astype(np.int32)
+        s = s._replace(teacher=sharp * s.logits, teacher_features=s.features, label=right)
+        found = laws.run(member, s)
+        for leaf in jax.tree.leaves(found.gradient):
+            assert np.abs(leaf).max() <= 1e-11
+        other = laws.run(member, s._replace(teacher=s.logits[::-1], teacher_features=s.features[::-1]))
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(other.gradient)) > 1e-6, "another teacher teaches"
+
+
+@pytest.mark.parametrize(("divergence", "factor"), [("forward", 1.0), ("reverse", 1.0), ("js", 0.25)])
+def test_kd_at_infinite_temperature_matches_centred_logits(divergence, factor):
+    """T² D -> factor · ||z' - t'||² / (2K), z' and t' centred (Hinton et al. 2015, section 2.1)."""
+    with jax.enable_x64(True):
+        s = laws.sample(laws.Draw(6, 2.0, SHAPE))
+
+        def total(z):
+            return jnp.sum(losses.distillation.kd(z, s.teacher, T=1e5, divergence=divergence))
+
+        value, gradient = jax.value_and_grad(total)(jnp.asarray(s.logits))
+        gap = s.logits - s.logits.mean(-1, keepdims=True) - s.teacher + s.teacher.mean(-1, keepdims=True)
+        np.testing.assert_allclose(value, factor * np.sum(gap**2) / (2 * SHAPE[1]), rtol=1e-3)
+        np.testing.assert_allclose(gradient, factor * gap / SHAPE[1], rtol=1e-3, atol=1e-3)
+
+
+def test_dkd_with_the_teachers_own_weight_is_kd():
+    """alpha = 1 and beta = the teacher's 1 - p_y at temperature T put the two halves together again."""
+    with jax.enable_x64(True):
+        s = laws.sample(laws.Draw(7, 2.0, SHAPE))
+        p_y = np.take_along_axis(np.asarray(jax.nn.softmax(jnp.asarray(s.teacher) / 4.0)), s.label[:, None], 1)[:, 0]
+        both = losses.distillation.dkd(s.logits, s.teacher, s.label, alpha=1.0, beta=1 - p_y, T=4.0)
+        laws.same(both, losses.distillation.kd(s.logits, s.teacher, T=4.0), rtol=1e-9)
+
+
+@settings(settings.get_profile("laws"))
+@given(
+    seed=st.integers(0, 999), scale=st.sampled_from([0.1, 2.0, 1e4]), shape=st.sampled_from([(1, 2), SHAPE, (3, 40)])
+)
+def test_mdca_is_at_most_two_over_k(seed, scale, shape):
+    s = laws.sample(laws.Draw(seed, scale, shape), dtype=np.float32)
+    assert 0 <= float(losses.mdca(s.logits, s.label)) <= 2 / shape[1] + 1e-7
+    wrong = np.where(np.arange(shape[1]) == 0, 1e4, 0.0) + np.zeros(shape)
+    assert float(losses.mdca(wrong, np.ones(shape[0], int))) == pytest.approx(2 / shape[1])
+
+
+def test_mixup_without_mixing_is_the_nll():
+    s = laws.sample(laws.Draw(8, 2.0, SHAPE), dtype=np.float32)
+    batch = Batch(jnp.asarray(s.features), jnp.asarray(s.label), weight=jnp.asarray(s.weight))
+    mixed = transforms.mix(batch, jnp.float32(1.0), jnp.roll(jnp.arange(SHAPE[0]), 1), SHAPE[1])
+    np.testing.assert_array_equal(mixed.inputs, batch.inputs)
+    assert mixed.label is None
+    values = [
+        objectives.build(name).apply((), b, Output(jnp.asarray(s.logits)), 0.0)[0].total
+        for name, b in (("mixup", mixed), ("nll", batch))
+    ]
+    assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-6)

@@ -1,0 +1,79 @@
+"""Law 10, over the registry: an objective's state keeps its shape, its step is traced once and resumes exactly, and the
+number of devices changes nothing. Every row of the table of methods trains on digits from its config line."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kdjax import objectives, step
+from kdjax.trainer import Trainer
+from kdjax.types import Spec
+from tests.laws import laws, members, training
+
+METHODS = pytest.mark.parametrize("name", objectives.METHODS)
+
+
+@pytest.mark.parametrize("member", members.methods(), ids=str)
+def test_state_keeps_structure_shapes_and_dtypes(member):
+    objective = member.objective
+    state = objective.init(Spec(laws.N, 5, laws.EPOCHS))
+    s = laws.sample(laws.Draw(0, 1.0, (6, 5)), member.views, np.float32)
+    new = jax.eval_shape(lambda state, s: laws.evaluate(member, state, s).state, state, s)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
+    if objective.refresh is not None:
+        # Logits of another split: neither its size nor float64 from the host may leave a trace in the state.
+        new = jax.eval_shape(objective.refresh, state, np.zeros((9, 5), np.float32), np.zeros(9, np.int32))
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
+        assert jax.tree.leaves(state), "an objective without memory has nothing to refresh"
+    assert all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state)), "state leaves are arrays"
+    assert bool(jax.tree.leaves(state)) == bool(objectives.METHODS[member.name].state), "the registry names the state"
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+@METHODS
+def test_trains_on_digits_in_one_trace_resumes_exactly_and_shards(name):
+    chosen = training.recipe(name)
+    method, options = (
+        (chosen.distill.method, chosen.distill.options) if chosen.distill else (chosen.method, chosen.options)
+    )
+    own_choice = method in ("mdca", "kd")  # whose options the digits family sets itself
+    assert method == name and (own_choice or dict(options) == objectives.options(name))
+    task = training.of(name)
+    trainer = Trainer(task, devices=1)
+    start = host(trainer.init())
+    whole, logs = training.train(trainer)
+    assert int(whole.step) == 2 * task.steps_per_epoch and task.steps_per_epoch == 3
+    for key, values in logs.items():
+        assert np.isfinite(values).all(), f"{key} of {name}: {values}"
+    moved = [
+        float(np.abs(a - b).max())
+        for a, b in zip(*map(jax.tree.leaves, (start.params, host(whole.params))), strict=True)
+    ]
+    assert max(moved) > 1e-3 and (logs["grad_norm"] > 0).all(), f"{name} trains nothing"
+    own = [key for key in logs if key not in ("loss", "grad_norm", "accuracy", "nll")]
+    assert own or name == "nll", f"{name} logs no term of its own"
+
+    program = trainer._step(steps_per_call=1)
+    assert program.traces == 1, f"{name} was traced {program.traces} times over two epochs"
+    if task.parts.objective.refresh is not None:
+        assert step.refresh_step(task.parts.objective, trainer.mesh).traces == 1
+
+    if jax.tree.leaves(start.objective):
+        half, _ = training.train(trainer, stop=task.steps_per_epoch + 1)
+        saved = jax.device_put(host(half), step.replicated(trainer.mesh))
+        resumed, _ = training.train(trainer, saved)
+        chex.assert_trees_all_equal(host(whole), host(resumed))
+        assert program.traces == 1
+
+    two, sharded = training.train(Trainer(task, devices=2), stop=task.steps_per_epoch)
+    assert len(jax.tree.leaves(two.params)[0].sharding.device_set) == 2
+    one, _ = training.train(trainer, stop=task.steps_per_epoch)
+    np.testing.assert_allclose(sharded["loss"][:1], logs["loss"][:1], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sharded["loss"], logs["loss"][: task.steps_per_epoch], rtol=2e-5, atol=2e-6)
+    chex.assert_trees_all_close(host(one), host(two), rtol=1e-4, atol=1e-5)
