@@ -128,10 +128,23 @@ class Recipe:
     def canonical(self) -> str:
         """JSON with sorted keys and no spaces: the text that is hashed and stored.
 
-        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies.
+        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies. So
+        are options at their default, so that naming a default, or giving a method a new option, changes no id.
         """
-        fields = dataclasses.asdict(dataclasses.replace(self, data=dataclasses.replace(self.data, path="")))
+        changes: dict[str, Any] = {"data": dataclasses.replace(self.data, path="")}
+        changes["options"] = _given(self.method, self.options)
+        if self.distill is not None:
+            given = _given(self.distill.method, self.distill.options)
+            changes["distill"] = dataclasses.replace(self.distill, options=given)
+        fields = dataclasses.asdict(dataclasses.replace(self, **changes))
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _given(method: str, options: Options) -> Options:
+    """The options that are not at the method's default, in order, whole numbers as floats where the default is one."""
+    defaults = objectives.options(method)
+    floats = {k: float(v) if isinstance(defaults.get(k), float) and isinstance(v, int) else v for k, v in options}
+    return tuple(sorted((k, v) for k, v in floats.items() if k not in defaults or v != defaults[k]))
 
 
 def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> Any:

@@ -156,7 +156,10 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
         recipe, own = stage.recipe, dataset(stage.recipe.data)
         pieces = parts(recipe, own)
         spec = Spec(len(own.train.label), own.num_classes, recipe.epochs)
-        memory = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(pieces.objective.init, spec)))
+        memory = sum(
+            x.size * x.dtype.itemsize
+            for x in jax.tree.leaves(jax.eval_shape(functools.partial(pieces.objective.init, spec)))
+        )
         found = status(stage, workdir)
         steps = 0 if found == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
         forward = 3 * forward_flops(pieces.model, pieces.preprocess, _shapes(own))

@@ -338,11 +338,22 @@ class _Run:
         on_primary(lambda: self._write_results(logits, restored.step // self.task.steps_per_epoch, began))
 
     def _write_results(self, logits: Mapping[str, np.ndarray], epoch: int, began: float) -> None:
-        scores = {}
+        scores, splits = {}, self.task.dataset
         (self.directory / "logits").mkdir(exist_ok=True)
         for name, found in logits.items():
-            split = getattr(self.task.dataset, name)
+            split = getattr(splits, name)
             np.savez(self.directory / "logits" / f"{name}.npz", logits=found, label=split.label, index=split.index)
             scores[name] = metrics.evaluate(found, split.label)
+        scores["test"] |= posthoc.refitted(
+            logits["calibration"], splits.calibration.label, logits["test"], splits.test.label
+        )
+        scores["test"] |= self._fidelity(logits["test"])
         checkpoints.write_json(self.directory / "result.json", {"epoch": epoch, "metrics": scores})
         checkpoints.write_json(self.directory / "environment.json", provenance.environment(time.monotonic() - began))
+
+    def _fidelity(self, logits: np.ndarray) -> dict[str, float]:
+        """How closely a student follows its teacher on the test split, from the teacher's own stored logits."""
+        if self.stage.teacher is None:
+            return {}
+        theirs = read_result(self.stage.teacher, self.workdir).logits("test")[0]
+        return metrics.teacher_fidelity(logits, theirs) if theirs.shape == logits.shape else {}

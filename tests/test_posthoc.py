@@ -8,7 +8,7 @@ from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 
-from kdjax import posthoc
+from kdjax import metrics, posthoc
 from kdjax.errors import Refused
 from kdjax.metrics import nll
 from kdjax.posthoc import POSTHOC
@@ -309,3 +309,18 @@ class TestIsotonic:
     def test_floor_is_checked(self):
         with pytest.raises(Refused, match="floor"):
             posthoc.get("isotonic").fit(*sample(2.0, n=50), floor=0.0)
+
+
+def test_refitted_is_a_fit_and_a_measurement_on_different_splits():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(4000, 5))
+    labels = np.array([rng.choice(5, p=p) for p in np.exp(true) / np.exp(true).sum(1, keepdims=True)])
+    half = slice(0, 2000), slice(2000, 4000)
+    sharp = 3.0 * true
+    found = posthoc.refitted(sharp[half[0]], labels[half[0]], sharp[half[1]], labels[half[1]])
+    fitted = posthoc.POSTHOC["temperature"].fit(sharp[half[0]], labels[half[0]])
+    assert found["temperature"] == float(fitted["T"]) and abs(found["temperature"] - 3) < 0.3
+    confidence, correct = metrics.top_label(sharp[half[1]], labels[half[1]])
+    before = float(metrics.ece(confidence, correct))
+    assert found["ece_refit"] < 0.05 < 0.2 < before
+    assert found["nll_refit"] < metrics.nll(sharp[half[1]], labels[half[1]])

@@ -32,6 +32,9 @@ def test_the_id_is_what_is_computed_and_nothing_else(npz, tmp_path, monkeypatch)
     }
     ids = {name: Stage(r).id for name, r in changed.items()}
     assert len({base.id, *ids.values()}) == len(ids) + 1
+    # A default that is named, or a whole number for a float, is the same computation.
+    assert Stage(tiny.recipe(npz, method="focal", options=(("gamma", 3),))).id == ids["method"]
+    assert Stage(tiny.recipe(npz, method="focal", options=(("gamma", 2),))).id == ids["option"]
     # The same file elsewhere is the same content.
     assert Stage(tiny.recipe(tiny.npz(tmp_path, "copy.npz"))).id == base.id
     student = tiny.student(npz)
@@ -51,7 +54,7 @@ def test_ids_do_not_move_between_releases(npz):
     import json
 
     digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
-    assert digest == "GOLDEN", recipe.canonical()
+    assert digest == "66de65501d5d", recipe.canonical()
 
 
 def test_generations_chain(npz):
@@ -107,3 +110,15 @@ def test_a_post_hoc_calibrated_teacher_teaches_softer(npz, tmp_path):
     ratio = (a[:, 0] - a[:, 1]) / (b[:, 0] - b[:, 1])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
     assert abs(ratio[0] - 1) > 1e-3
+
+
+def test_a_students_result_says_what_a_refit_leaves_and_how_faithful_it_is(npz, tmp_path):
+    teacher = Stage(tiny.recipe(npz))
+    student = Stage(tiny.student(npz), teacher)
+    results = train.run_all([student], train.Run(workdir=str(tmp_path), devices=1))
+    own, theirs = results[student.id], results[teacher.id]
+    found = own.metrics["test"]
+    predicted, taught = (r.logits("test")[0].argmax(1) for r in (own, theirs))
+    assert found["agreement"] == pytest.approx((predicted == taught).mean())
+    assert found["temperature"] > 0 and found["kl_to_teacher"] >= 0 and 0 <= found["ece_refit"] <= 1
+    assert "agreement" not in theirs.metrics["test"] and "temperature" not in own.metrics["calibration"]

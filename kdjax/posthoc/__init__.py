@@ -12,6 +12,11 @@ that teacher's variables.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from kdjax import metrics
 from kdjax.errors import one_of
 from kdjax.posthoc.affine import (
     apply_dirichlet,
@@ -45,6 +50,30 @@ POSTHOC: dict[str, PostHoc] = {
 }
 
 
+def refitted(
+    calibration_logits: Any, calibration_labels: Any, logits: Any, labels: Any, *, bins: int = 15
+) -> dict[str, float]:
+    """What one fitted temperature leaves: `temperature`, and on the other split `ece_refit` and `nll_refit`.
+
+    ECE before and after the refit split miscalibration into a global scale, which one number mends, and the rest.
+
+    Args:
+      calibration_logits, calibration_labels: [M, K], [M], on which T is fitted.
+      logits, labels: [N, K], [N], on which the errors are measured (fractions; nats).
+
+    Raises:
+      Refused: as `fit_temperature` and `metrics.evaluate`.
+    """
+    fitted = fit_temperature(calibration_logits, calibration_labels)
+    scaled = np.asarray(logits, np.float64) / fitted["T"]
+    confidence, correct = metrics.top_label(scaled, labels)
+    return {
+        "temperature": float(fitted["T"]),
+        "ece_refit": float(metrics.ece(confidence, correct, bins=bins)),
+        "nll_refit": float(metrics.nll(scaled, labels)),
+    }
+
+
 def get(name: str) -> PostHoc:
     """The calibrator of that name.
 
@@ -54,4 +83,4 @@ def get(name: str) -> PostHoc:
     return POSTHOC[one_of("the post-hoc method", name, POSTHOC)]
 
 
-__all__ = ["POSTHOC", "Params", "PostHoc", "dirichlet_loss", "get", "select_odir"]
+__all__ = ["POSTHOC", "Params", "PostHoc", "dirichlet_loss", "get", "refitted", "select_odir"]

@@ -61,6 +61,11 @@ COLUMNS: Mapping[str, Column] = {
     "aupr": Column("AUPR %", better="↑"),
     "aupr_errors": Column("AUPR errors %", better="↑"),
     "fpr95": Column("FPR95 %"),
+    "ece_refit": Column("ECE after T %"),
+    "temperature": Column("fitted T", 1.0, 2, ""),
+    "agreement": Column("agrees with teacher %", better=""),
+    "kl_to_teacher": Column("KL to teacher", 1.0, 3, ""),
+    "js_to_teacher": Column("JS to teacher", 1.0, 3, ""),
 }
 
 
