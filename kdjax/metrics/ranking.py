@@ -125,7 +125,8 @@ def fpr_at_tpr(
 def msp(logits: Float[ArrayLike, "N K"]) -> Float[np.ndarray, "N"]:
     """Maximum softmax probability, in [1/K, 1]: high for known inputs. Source: Hendrycks & Gimpel 2017."""
     z = _check.logits(logits).astype(np.float64)
-    return np.exp(z.max(1) - logsumexp(z, axis=1))
+    # Not exp(max - logsumexp): its rounding grows with the logits and would reorder confidences that are close to 1.
+    return 1 / np.exp(z - z.max(1, keepdims=True)).sum(1)
 
 
 def max_logit(logits: Float[ArrayLike, "N K"]) -> Float[np.ndarray, "N"]:
