@@ -92,15 +92,15 @@ def test_no_memory_of_an_earlier_epoch_is_the_nll():
         assert abs(float(later.value - found.value)) > 1e-3, "and from the second epoch on it is not"
 
 
-DISTILLERS = [m for m in members.methods() if objectives.METHODS[m.name].role == "distiller"]
+# These move the teacher's mass also where it is right: to a near set, a floor of entropy, a margin.
+MOVES = {"kd(target=margin, c=0.1)", *(m.id for m in members.of_method("kd") if "project" in m.id)}
+DISTILLERS = [m for m in members.methods() if objectives.METHODS[m.name].role == "distiller" and m.id not in MOVES]
 
 
 @pytest.mark.parametrize("member", DISTILLERS, ids=str)
 @pytest.mark.parametrize("scale", [0.5, 8.0])
 def test_teacher_equal_to_student_has_no_gradient(member, scale):
     """Labels are the teacher's own predictions, so that a target that mends mistakes leaves it as it is."""
-    if "project" in member.id or "margin" in member.id:
-        pytest.skip("its target differs from the teacher also where the teacher is right")
     with jax.enable_x64(True):
         s = laws.sample(laws.Draw(4, scale, SHAPE), member.views)
         # A teacher that is tempered first agrees where its logits are that much larger.
