@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from experiments import peers
 from experiments.spread import Spread, spread
@@ -209,8 +210,8 @@ def distillation_step(s: Settings) -> dict[str, Any]:
         one["images_per_s"] = spread([s.batch / t for t in one["seconds"]])
         one["gflop_per_s"] = gflop * one["images_per_s"].median
         one["share_of_matmul"] = one["gflop_per_s"] / rate.median
-        pairs = zip(one["seconds"], found[OURS]["seconds"], strict=True)
-        one["ours_over_this"] = spread([theirs / ours for theirs, ours in pairs])
+        ratios = [theirs / ours for theirs, ours in zip(one["seconds"], found[OURS]["seconds"], strict=True)]
+        one["ours_over_this"], one["p_slower"] = spread(ratios), p_slower(ratios)
     return {
         **dataclasses.asdict(s),
         "steps_per_call": w.trainer.steps_per_call,
@@ -219,6 +220,11 @@ def distillation_step(s: Settings) -> dict[str, Any]:
         "contestants": found,
         "absent": absent,
     }
+
+
+def p_slower(ratios: Sequence[float]) -> float:
+    """Sign test: how often at most this many rounds would be won (ratio >= 1) by one that is as fast as the other."""
+    return float(stats.binomtest(sum(r >= 1 for r in ratios), len(ratios), alternative="less").pvalue)
 
 
 def step_gflop(w: Work) -> float:

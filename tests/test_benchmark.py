@@ -115,6 +115,13 @@ def test_contest_alternates_and_refuses_nonsense():
         benchmark_step.contest({"a": Fake("a"), "b": Fake("b", math.nan)}, TINY)
 
 
+def test_sign_test():
+    """Chance of at most k heads in n throws: 1/32 for 0 of 5; (1 + 5)/32 for 1 of 5."""
+    assert benchmark_step.p_slower([0.9] * 5) == pytest.approx(1 / 32)
+    assert benchmark_step.p_slower([0.9] * 4 + [1.1]) == pytest.approx(6 / 32)
+    assert benchmark_step.p_slower([1.0] * 5) == 1
+
+
 def test_empty_model_has_the_leaves_it_says():
     rows = benchmark_dispatch.dispatch(7, calls=5, warmup=2)
     assert [row["model_leaves"] for row in rows] == [7, 7, 7]
