@@ -67,7 +67,7 @@ class Trainer:
         n = self.mesh.devices.size
         self.eval_batch_size = -(-eval_batch_size // n) * n
         p, data = task.parts, task.dataset
-        self.steps_per_call = steps_per_call or (1 if jax.default_backend() == "cpu" else 8)
+        self.steps_per_call = steps_per_call or _steps_per_call(task.steps_per_epoch)
         shared = {"model": p.model, "objective": p.objective, "optimizer": p.optimizer, "mesh": self.mesh}
         self._step = functools.partial(
             step.train_step,
@@ -131,6 +131,15 @@ class Trainer:
             return state
         program = step.refresh_step(objective, self.mesh)
         return state._replace(objective=program(state.objective, logits, np.asarray(labels, np.int32)))
+
+
+def _steps_per_call(per_epoch: int) -> int:
+    """1 on CPU, where gradient convolutions in a loop fall to a slow kernel; elsewhere up to 16, preferably a divisor of
+    the epoch, because a shorter last call is a compile of its own."""
+    if jax.default_backend() == "cpu":
+        return 1
+    divisor = max(k for k in range(1, 17) if per_epoch % k == 0)
+    return divisor if divisor > 2 else min(8, per_epoch)
 
 
 def _init(task: Task, mesh: Mesh) -> step.Program:

@@ -39,7 +39,7 @@ def taught(method: str = "kd", options: tuple = (("T", 2.0),), **changes) -> Tas
     own = dataset()
     recipe = tiny.student("", method=method, options=options, **changes)
     pieces = parts(recipe, own)
-    teacher = fit(Trainer(task(seed=7), devices=1))
+    teacher = fit(Trainer(task(seed=7, epochs=8, transform=()), devices=1))
     frozen = teachers.frozen(pieces.model, jax.tree.map(np.asarray, teacher.variables))
     return Task(pieces, own, frozen, recipe.epochs, recipe.batch_size, recipe.seed)
 
