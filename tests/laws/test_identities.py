@@ -66,7 +66,7 @@ def programs(name: str, options: tuple):
         state = objective.init(Spec(laws.N, s.logits.shape[-1], laws.EPOCHS))
         return objective.apply(state, batch, Output(logits), progress)[0].total
 
-    return jax.jit(jax.value_and_grad(total), compiler_options=laws.QUICK)
+    return jax.jit(jax.value_and_grad(total))
 
 
 @pytest.mark.parametrize(("left", "right"), IDENTITIES, ids=_id)

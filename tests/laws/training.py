@@ -16,8 +16,8 @@ from kdjax.recipes import Recipe
 from kdjax.trainer import Task, Trainer, fit, task
 from kdjax.types import Dataset
 
-# Of the network whose features are compared; all other methods train the quickest one.
-NETWORKS = {"attention_transfer": "conv_tiny"}
+# Maps of features come from a convolutional network; all other methods train the quickest one.
+NETWORKS = {"attention": "conv_tiny", "attention_transfer": "conv_tiny"}
 
 
 @cache
