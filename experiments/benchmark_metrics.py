@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from experiments.benchmark_memory import peak_mb
 
 CLASSES = 100
 BINS = 15
@@ -72,17 +73,12 @@ CALLS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Any]]] = {
 }
 
 
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def measure(call: str, count: int, repeats: int) -> dict[str, Any]:
     """Times one call in this process, after a small one that imports and warms up."""
     logits, labels = _inputs(count)
     run_once = CALLS[call][1]
     run_once(logits[:1000], labels[:1000])
-    before = _peak_mb()
+    before = peak_mb()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -97,8 +93,8 @@ def measure(call: str, count: int, repeats: int) -> dict[str, Any]:
         "median_s": statistics.median(seconds),
         "min_s": min(seconds),
         "max_s": max(seconds),
-        "input_mb": logits.nbytes / 2**20,
-        "extra_mb": _peak_mb() - before,
+        "input_mb": logits.nbytes / 1e6,
+        "extra_mb": peak_mb() - before,
     }
 
 
