@@ -56,11 +56,11 @@ class Measure(NamedTuple):
         return low, high
 
 
-def _top(e: Evaluation) -> tuple:
+def of_top(e: Evaluation) -> tuple:
     return e.top
 
 
-def _probs(e: Evaluation) -> tuple:
+def of_probs(e: Evaluation) -> tuple:
     return e.probs, e.labels
 
 
@@ -76,7 +76,7 @@ def _pair(e: Evaluation) -> tuple:
     return e.logits, e.teacher
 
 
-_BINNED = Measure(_top, calibrated=True, bins=True, device=True)
+_BINNED = Measure(of_top, calibrated=True, bins=True, device=True)
 MEASURES: Mapping[str, Measure] = {
     "ece": _BINNED,
     "ece_over": _BINNED,
@@ -85,18 +85,18 @@ MEASURES: Mapping[str, Measure] = {
     "oe": _BINNED,
     "rms": _BINNED,
     "average_ce": _BINNED,
-    "ace": Measure(_top, calibrated=True, bins=True),
-    "debiased_l2": Measure(_top, calibrated=True, bins=True),
-    "smece": Measure(_top),
-    "kde_ece": Measure(_top),
-    "sce": Measure(_probs, high=lambda n, k: 2 / k, calibrated=True, bins=True),
-    "ace_classwise": Measure(_probs, calibrated=True, bins=True),
-    "ace_classwise_kdc": Measure(_probs, high=lambda n, k: 2 / k, calibrated=True, bins=True),
-    "tace": Measure(_probs, calibrated=True, bins=True),
-    "kde_ce": Measure(_probs, high=2.0),
+    "ace": Measure(of_top, calibrated=True, bins=True),
+    "debiased_l2": Measure(of_top, calibrated=True, bins=True),
+    "smece": Measure(of_top),
+    "kde_ece": Measure(of_top),
+    "sce": Measure(of_probs, high=lambda n, k: 2 / k, calibrated=True, bins=True),
+    "ace_classwise": Measure(of_probs, calibrated=True, bins=True),
+    "ace_classwise_kdc": Measure(of_probs, high=lambda n, k: 2 / k, calibrated=True, bins=True),
+    "tace": Measure(of_probs, calibrated=True, bins=True),
+    "kde_ce": Measure(of_probs, high=2.0),
     "likeliest_bandwidth": Measure(lambda e: (e.probs,)),
-    "brier": Measure(_probs, high=2.0),
-    "brier_decomposition": Measure(_probs, low=-2.0, high=2.0, bins=True),
+    "brier": Measure(of_probs, high=2.0),
+    "brier_decomposition": Measure(of_probs, low=-2.0, high=2.0, bins=True),
     "nll": Measure(_logits, high=INF),
     "entropy": Measure(_alone, high=lambda n, k: np.log(k)),
     "top_k": Measure(_logits),
@@ -104,13 +104,13 @@ MEASURES: Mapping[str, Measure] = {
     "kl_to_teacher": Measure(_pair, high=INF),
     "js_to_teacher": Measure(_pair, high=np.log(2)),
     "teacher_fidelity": Measure(_pair, high=INF),
-    "aurc": Measure(_top),
+    "aurc": Measure(of_top),
     # The optimum is a continuous limit: R + (1-R) log(1-R) exceeds the least possible sum by less than 1/N a step.
-    "eaurc": Measure(_top, low=lambda n, k: -(1 + np.log(n)) / n),
-    "auroc": Measure(_top),
-    "aupr": Measure(_top),
-    "fpr_at_tpr": Measure(_top),
-    "risk_coverage": Measure(_top),
+    "eaurc": Measure(of_top, low=lambda n, k: -(1 + np.log(n)) / n),
+    "auroc": Measure(of_top),
+    "aupr": Measure(of_top),
+    "fpr_at_tpr": Measure(of_top),
+    "risk_coverage": Measure(of_top),
     "msp": Measure(_alone, low=lambda n, k: 1 / k, rows=True),
     "max_logit": Measure(_alone, low=-INF, high=INF, rows=True, shift=False),
     "energy": Measure(_alone, low=-INF, high=INF, rows=True, shift=False),

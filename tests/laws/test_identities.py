@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdjax import losses, objectives, transforms
 from kdjax.types import Batch, Output, Spec
-from tests.laws import laws, members
+from tests.laws import door, members
 
 INF = float("inf")
 SHAPE = (6, 5)
@@ -63,7 +63,7 @@ def programs(name: str, options: tuple):
 
     def total(logits, s, progress):
         batch = Batch(None, s.label, None, s.index, Output(s.teacher), s.weight)
-        state = objective.init(Spec(laws.N, s.logits.shape[-1], laws.EPOCHS))
+        state = objective.init(Spec(door.N, s.logits.shape[-1], door.EPOCHS))
         return objective.apply(state, batch, Output(logits), progress)[0].total
 
     return jax.jit(jax.value_and_grad(total))
@@ -73,9 +73,9 @@ def programs(name: str, options: tuple):
 def test_identity(left, right):
     with jax.enable_x64(True):
         for seed, scale in enumerate([0.5, 3.0, 12.0]):
-            s = laws.sample(laws.Draw(seed, scale, SHAPE))
-            found = [programs(n, tuple(o.items()))(s.logits, s, laws.PROGRESS) for n, o in (left, right)]
-            laws.same(*found, rtol=1e-9, atol=1e-12)
+            s = door.sample(door.Draw(seed, scale, SHAPE))
+            found = [programs(n, tuple(o.items()))(s.logits, s, door.PROGRESS) for n, o in (left, right)]
+            door.same(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_no_memory_of_an_earlier_epoch_is_the_nll():
@@ -83,12 +83,12 @@ def test_no_memory_of_an_earlier_epoch_is_the_nll():
     (member,) = (m for m in members.of_method("pskd") if m.id == "pskd")
     (nll,) = members.of_method("nll")
     with jax.enable_x64(True):
-        s = laws.sample(laws.Draw(2, 2.0, SHAPE))
-        state = laws.history(member, SHAPE[1])
-        for progress in (0.0, 0.99 / laws.EPOCHS):
-            found = laws.run(member, s, state, np.float32(progress))
-            laws.same(found[:2], laws.run(nll, s, (), np.float32(progress))[:2], rtol=1e-6, atol=1e-7)
-        later = laws.run(member, s, state, np.float32(1 / laws.EPOCHS))
+        s = door.sample(door.Draw(2, 2.0, SHAPE))
+        state = door.history(member, SHAPE[1])
+        for progress in (0.0, 0.99 / door.EPOCHS):
+            found = door.run(member, s, state, np.float32(progress))
+            door.same(found[:2], door.run(nll, s, (), np.float32(progress))[:2], rtol=1e-6, atol=1e-7)
+        later = door.run(member, s, state, np.float32(1 / door.EPOCHS))
         assert abs(float(later.value - found.value)) > 1e-3, "and from the second epoch on it is not"
 
 
@@ -102,15 +102,15 @@ DISTILLERS = [m for m in members.methods() if objectives.METHODS[m.name].role ==
 def test_teacher_equal_to_student_has_no_gradient(member, scale):
     """Labels are the teacher's own predictions, so that a target that mends mistakes leaves it as it is."""
     with jax.enable_x64(True):
-        s = laws.sample(laws.Draw(4, scale, SHAPE), member.views)
+        s = door.sample(door.Draw(4, scale, SHAPE), member.views)
         # A teacher that is tempered first agrees where its logits are that much larger.
         sharp = float(objectives.options(member.name).get("T_c", 1.0))
         right = np.argmax(s.logits, -1).astype(np.int32)
         s = s._replace(teacher=sharp * s.logits, teacher_features=s.features, label=right)
-        found = laws.run(member, s)
+        found = door.run(member, s)
         for leaf in jax.tree.leaves(found.gradient):
             assert np.abs(leaf).max() <= 1e-11
-        other = laws.run(member, s._replace(teacher=s.logits[::-1], teacher_features=s.features[::-1]))
+        other = door.run(member, s._replace(teacher=s.logits[::-1], teacher_features=s.features[::-1]))
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(other.gradient)) > 1e-6, "another teacher teaches"
 
 
@@ -118,7 +118,7 @@ def test_teacher_equal_to_student_has_no_gradient(member, scale):
 def test_kd_at_infinite_temperature_matches_centred_logits(divergence, factor):
     """T² D -> factor · ||z' - t'||² / (2K), z' and t' centred (Hinton et al. 2015, section 2.1)."""
     with jax.enable_x64(True):
-        s = laws.sample(laws.Draw(6, 2.0, SHAPE))
+        s = door.sample(door.Draw(6, 2.0, SHAPE))
 
         def total(z):
             return jnp.sum(losses.distillation.kd(z, s.teacher, T=1e5, divergence=divergence))
@@ -132,10 +132,10 @@ def test_kd_at_infinite_temperature_matches_centred_logits(divergence, factor):
 def test_dkd_with_the_teachers_own_weight_is_kd():
     """alpha = 1 and beta = the teacher's 1 - p_y at temperature T put the two halves together again."""
     with jax.enable_x64(True):
-        s = laws.sample(laws.Draw(7, 2.0, SHAPE))
+        s = door.sample(door.Draw(7, 2.0, SHAPE))
         p_y = np.take_along_axis(np.asarray(jax.nn.softmax(jnp.asarray(s.teacher) / 4.0)), s.label[:, None], 1)[:, 0]
         both = losses.distillation.dkd(s.logits, s.teacher, s.label, alpha=1.0, beta=1 - p_y, T=4.0)
-        laws.same(both, losses.distillation.kd(s.logits, s.teacher, T=4.0), rtol=1e-9)
+        door.same(both, losses.distillation.kd(s.logits, s.teacher, T=4.0), rtol=1e-9)
 
 
 @settings(settings.get_profile("laws"))
@@ -143,14 +143,14 @@ def test_dkd_with_the_teachers_own_weight_is_kd():
     seed=st.integers(0, 999), scale=st.sampled_from([0.1, 2.0, 1e4]), shape=st.sampled_from([(1, 2), SHAPE, (3, 40)])
 )
 def test_mdca_is_at_most_two_over_k(seed, scale, shape):
-    s = laws.sample(laws.Draw(seed, scale, shape), dtype=np.float32)
+    s = door.sample(door.Draw(seed, scale, shape), dtype=np.float32)
     assert 0 <= float(losses.mdca(s.logits, s.label)) <= 2 / shape[1] + 1e-7
     wrong = np.where(np.arange(shape[1]) == 0, 1e4, 0.0) + np.zeros(shape)
     assert float(losses.mdca(wrong, np.ones(shape[0], int))) == pytest.approx(2 / shape[1])
 
 
 def test_mixup_without_mixing_is_the_nll():
-    s = laws.sample(laws.Draw(8, 2.0, SHAPE), dtype=np.float32)
+    s = door.sample(door.Draw(8, 2.0, SHAPE), dtype=np.float32)
     batch = Batch(jnp.asarray(s.features), jnp.asarray(s.label), weight=jnp.asarray(s.weight))
     mixed = transforms.mix(batch, jnp.float32(1.0), jnp.roll(jnp.arange(SHAPE[0]), 1), SHAPE[1])
     np.testing.assert_array_equal(mixed.inputs, batch.inputs)

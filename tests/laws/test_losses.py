@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from kdjax import losses, objectives
 from kdjax.errors import Refused
 from kdjax.types import Spec
-from tests.laws import laws, members
+from tests.laws import door, laws, members
 
 LAWS = settings(settings.get_profile("laws"))
 SHAPE = (6, 5)
-draws = st.builds(laws.Draw, st.integers(0, 2**16), st.sampled_from([0.1, 1.0, 4.0, 12.0]), st.just(SHAPE))
+draws = st.builds(door.Draw, st.integers(0, 2**16), st.sampled_from([0.1, 1.0, 4.0, 12.0]), st.just(SHAPE))
 # Of module scope, so that pytest runs all laws of a member together and its compiled programs are at hand.
 everyone = pytest.mark.parametrize("member", members.everyone(), ids=str, scope="module")
 
@@ -46,7 +46,7 @@ def test_every_exception_is_one(law, name):
     (member,) = (m for m in members.everyone() if m.id == name)
     with pytest.raises(AssertionError):
         for seed, scale in enumerate([2.0, 2.0, 12.0, 12.0]):
-            laws.LAWS[law](member, laws.Draw(seed, scale, SHAPE), strict=True)
+            laws.LAWS[law](member, door.Draw(seed, scale, SHAPE), strict=True)
 
 
 class Law1(chex.TestCase):
@@ -56,16 +56,16 @@ class Law1(chex.TestCase):
     @parameterized.named_parameters((str(m), m) for m in members.everyone() if "(" not in m.id)
     def test_variants_agree(self, member):
         assert jax.device_count() > 1, "chex skips the pmap variant on one device; tests/conftest.py forces two"
-        s = laws.sample(laws.Draw(1, 2.0, SHAPE), member.views, np.float32)
-        state = laws.history(member, SHAPE[1])
-        found = self.variant(lambda state, s: laws.evaluate(member, state, s)[:3])(state, s)
-        laws.same(found, laws.run(member, s, state)[:3], rtol=1e-5, atol=1e-6)
+        s = door.sample(door.Draw(1, 2.0, SHAPE), member.views, np.float32)
+        state = door.history(member, SHAPE[1])
+        found = self.variant(lambda state, s: door.evaluate(member, state, s)[:3])(state, s)
+        door.same(found, door.run(member, s, state)[:3], rtol=1e-5, atol=1e-6)
 
 
 @everyone
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_law_1_precisions(member, scale):
-    laws.precisions(member, laws.Draw(11, scale, SHAPE))
+    laws.precisions(member, door.Draw(11, scale, SHAPE))
 
 
 @everyone
@@ -99,33 +99,33 @@ def test_law_5_finite_at_extremes(member, shape):
 @everyone
 @pytest.mark.parametrize("scale", [0.3, 2.0])
 def test_law_6_finite_differences(member, scale):
-    laws.slopes(member, laws.Draw(21, scale, SHAPE))
+    laws.slopes(member, door.Draw(21, scale, SHAPE))
 
 
 @pytest.mark.parametrize("member", members.pure_losses(), ids=str)
 def test_a_pure_loss_keeps_its_signature(member):
     """[B] in the order of the batch or a scalar, in float32 from bfloat16 logits; and its method exists."""
     declared = members.LOSSES[member.name]
-    s = laws.sample(laws.Draw(3, 2.0, SHAPE), member.views, np.float32)
+    s = door.sample(door.Draw(3, 2.0, SHAPE), member.views, np.float32)
     order = np.concatenate([np.roll(np.arange(SHAPE[0]), 1) + view * SHAPE[0] for view in range(member.views)])
-    found = member.raw(*laws.doors(member, s))
+    found = member.raw(*door.doors(member, s))
     assert found.dtype == np.float32 and found.shape == (() if declared.coupled else s.label.shape)
     half = s._replace(logits=jnp.asarray(s.logits, jnp.bfloat16), teacher=jnp.asarray(s.teacher, jnp.bfloat16))
-    half = member.raw(*laws.doors(member, half))
+    half = member.raw(*door.doors(member, half))
     assert half.dtype == np.float32 and np.isfinite(half).all()
-    moved = member.raw(*laws.doors(member, laws.taken(s, np.roll(np.arange(SHAPE[0]), 1), member.views)))
+    moved = member.raw(*door.doors(member, door.taken(s, np.roll(np.arange(SHAPE[0]), 1), member.views)))
     if not declared.coupled:
-        laws.same(found[order], moved, rtol=1e-5, atol=1e-6)
+        door.same(found[order], moved, rtol=1e-5, atol=1e-6)
     assert declared.through is None or declared.through in objectives.METHODS
 
 
 @pytest.mark.parametrize("name", objectives.METHODS)
 def test_a_missing_field_is_refused_by_name(name):
     member = members.of_method(name)[0]
-    s = laws.sample(laws.Draw(0, 1.0, SHAPE), member.views, np.float32)
-    state = member.objective.init(Spec(laws.N, SHAPE[1], laws.EPOCHS))
+    s = door.sample(door.Draw(0, 1.0, SHAPE), member.views, np.float32)
+    state = member.objective.init(Spec(door.N, SHAPE[1], door.EPOCHS))
     for field in member.fields:
-        batch, output = laws.doors(member, s)
+        batch, output = door.doors(member, s)
         with pytest.raises(Refused, match=rf"needs batch\.{field}"):
             jax.eval_shape(
                 lambda b, o: member.objective.apply(state, b, o, np.float32(0)), batch._replace(**{field: None}), output

@@ -11,7 +11,7 @@ import pytest
 from kdjax import objectives, step
 from kdjax.trainer import Trainer
 from kdjax.types import Spec
-from tests.laws import laws, members, training
+from tests.laws import door, members, training
 
 METHODS = pytest.mark.parametrize("name", objectives.METHODS)
 
@@ -19,9 +19,9 @@ METHODS = pytest.mark.parametrize("name", objectives.METHODS)
 @pytest.mark.parametrize("member", members.methods(), ids=str)
 def test_state_keeps_structure_shapes_and_dtypes(member):
     objective = member.objective
-    state = objective.init(Spec(laws.N, 5, laws.EPOCHS))
-    s = laws.sample(laws.Draw(0, 1.0, (6, 5)), member.views, np.float32)
-    new = jax.eval_shape(lambda state, s: laws.evaluate(member, state, s).state, state, s)
+    state = objective.init(Spec(door.N, 5, door.EPOCHS))
+    s = door.sample(door.Draw(0, 1.0, (6, 5)), member.views, np.float32)
+    new = jax.eval_shape(lambda state, s: door.evaluate(member, state, s).state, state, s)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
     if objective.refresh is not None:
         # Logits of another split: neither its size nor float64 from the host may leave a trace in the state.

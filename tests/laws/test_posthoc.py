@@ -16,7 +16,7 @@ from scipy.special import softmax
 
 from kdjax.metrics import nll
 from kdjax.posthoc import POSTHOC
-from tests.laws.laws import same
+from tests.laws.door import same
 
 LAWS = settings(settings.get_profile("laws"), max_examples=3)
 everyone = pytest.mark.parametrize("name", POSTHOC)

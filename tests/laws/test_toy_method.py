@@ -13,7 +13,7 @@ from kdjax.objectives import METHODS, Method
 from kdjax.objectives.rows import each
 from kdjax.targets import entropy, temper
 from kdjax.trainer import Trainer
-from tests.laws import laws, members, training
+from tests.laws import door, laws, members, training
 from tests.laws.test_losses import SHAPE
 
 
@@ -43,7 +43,7 @@ def test_it_is_selected_by_name_and_trains(registered):
 def test_it_obeys_the_laws(registered):
     assert "toy" in {m.name for m in members.everyone()}
     (member,) = members.of_method("toy")
-    draw = laws.Draw(1, 2.0, SHAPE)
+    draw = door.Draw(1, 2.0, SHAPE)
     laws.precisions(member, draw)
     for law in laws.LAWS.values():
         law(member, draw)
@@ -63,7 +63,7 @@ def test_it_obeys_the_laws(registered):
 def test_the_laws_catch_what_they_are_for(law, wrong):
     member = members.Member("wrong", "wrong", each("wrong", "wrong", wrong), ("label",))
     with pytest.raises(AssertionError):
-        laws.LAWS[law](member, laws.Draw(1, 2.0, SHAPE))
+        laws.LAWS[law](member, door.Draw(1, 2.0, SHAPE))
 
 
 def test_law_5_catches_a_logarithm_of_zero():
@@ -76,5 +76,5 @@ def test_law_1_catches_half_precision():
     half = each("half", "half", lambda z, y: nll(z.astype(jnp.bfloat16).astype(jnp.float32), y))
     with pytest.raises(AssertionError):
         member = members.Member("half", "half", half, ("label",))
-        s = laws.sample(laws.Draw(1, 2.0, SHAPE), dtype=np.float32)
-        laws.same(laws.run(member, s).value, np.mean(nll(s.logits, s.label)), rtol=1e-6)
+        s = door.sample(door.Draw(1, 2.0, SHAPE), dtype=np.float32)
+        door.same(door.run(member, s).value, np.mean(nll(s.logits, s.label)), rtol=1e-6)
