@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, environment
+
 FAST = (
     "--config.recipe.teacher.epochs=2",
     "--config.recipe.student.epochs=2",
@@ -21,9 +20,8 @@ FAST = (
 
 
 def run(module: str, *flags: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", f"experiments.{module}", *flags]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def test_quickstart_end_to_end_and_again(tmp_path):

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -20,6 +15,7 @@ from kdjax.recipes import parts
 from kdjax.trainer import Diverged, Task, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
+from tests.processes import both
 
 
 def dataset() -> Dataset:
@@ -187,25 +183,8 @@ for make in (lambda: test_step.task(method="mdca"), lambda: test_step.task(metho
 
 
 def test_two_processes_give_the_single_device_numbers():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parent.parent
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, port, str(rank)],
-            cwd=root,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [child.communicate(timeout=240) for child in children]
-    assert all(child.returncode == 0 for child in children), outputs
-    lines = [[li.split()[2:] for li in out.splitlines() if li.startswith("LOSSES")] for out, _ in outputs]
+    printed = both(lambda port, rank: ["-c", PROCESS, port, str(rank)])
+    lines = [[li.split()[2:] for li in out if li.startswith("LOSSES")] for out in printed]
     assert lines[0] == lines[1] and len(lines[0]) == 2
     for found, method in zip(lines[0], ("mdca", "adafocal"), strict=True):
         _, alone = run(Trainer(task(method=method), devices=1))

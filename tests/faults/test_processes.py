@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +10,7 @@ import pytest
 
 from kdjax import checkpoints, stages, train
 from tests import tiny
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.processes import both
 
 CHILD = """
 import sys, jax
@@ -34,30 +29,14 @@ except errors.Refused as error:
 """
 
 
-def both(workdir: Path, npz: str) -> list[str]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, port, str(rank), str(workdir), npz],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    done = [child.communicate(timeout=240) for child in children]
-    assert all(child.returncode == 0 for child in children), done
-    return [out.strip().splitlines()[-1] for out, _ in done]
+def run(workdir: Path, npz: str) -> list[str]:
+    """The last line of each process."""
+    return [lines[-1] for lines in both(lambda port, rank: ["-c", CHILD, port, str(rank), str(workdir), npz])]
 
 
 def test_two_processes_train_and_save_as_one(tmp_path):
     npz = tiny.npz(tmp_path)
-    lines = both(tmp_path / "two", npz)
+    lines = run(tmp_path / "two", npz)
     assert lines[0] == lines[1] and lines[0].startswith("ECE") and lines[0].endswith("False")
     teacher = stages.Stage(tiny.recipe(npz, method="adafocal"))
     student = stages.Stage(tiny.student(npz), teacher)
@@ -67,15 +46,15 @@ def test_two_processes_train_and_save_as_one(tmp_path):
         assert checkpoints.verify_manifest(directory) == []
         logits = train.read_result(stage, tmp_path / "two").logits("test")[0]
         np.testing.assert_allclose(logits, alone[stage.id].logits("test")[0], rtol=1e-3, atol=1e-4)
-    assert both(tmp_path / "two", npz)[0].endswith("True"), "the second time both reuse it"
+    assert run(tmp_path / "two", npz)[0].endswith("True"), "the second time both reuse it"
 
 
-def test_a_refusal_on_the_writing_process_reaches_both(tmp_path):
+def test_a_refusal_on_the_writing_process_reaches_run(tmp_path):
     npz = tiny.npz(tmp_path)
     directory = stages.Stage(tiny.recipe(npz, method="adafocal")).directory(tmp_path / "two")
     directory.mkdir(parents=True)
     (directory / "recipe.json").write_text(json.dumps({"model": "another"}))
-    lines = both(tmp_path / "two", npz)
+    lines = run(tmp_path / "two", npz)
     assert lines[0] == lines[1] and "belongs to another recipe" in lines[0]
 
 
@@ -84,8 +63,8 @@ def test_a_checkpoint_of_two_devices_resumes_on_one(tmp_path):
     npz = tiny.npz(tmp_path)
     stage = stages.Stage(tiny.recipe(npz, method="adafocal", epochs=3))
     whole = train.run_all([stage], train.Run(workdir=str(tmp_path / "a"), checkpoint_epochs=1, devices=1))[stage.id]
-    run = train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=2)
-    half = train.run_all([stage], run)[stage.id]
+    two = train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=2)
+    half = train.run_all([stage], two)[stage.id]
     (half.directory / "manifest.json").unlink()
     store = checkpoints.Checkpoints(half.directory / "checkpoints")
     store.rewind(8)

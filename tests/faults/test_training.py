@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,17 +17,16 @@ from kdjax.errors import Refused
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 from tests import tiny
+from tests.processes import ROOT, environment
 
-ROOT = Path(__file__).parent.parent.parent
 METHOD = "adafocal"  # stateful, with a refresh: the hardest to resume
 
 
 def child(workdir: Path, npz: str, when: str = "") -> subprocess.CompletedProcess:
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-m", "tests.faults.child", str(workdir), npz, METHOD, when],
         cwd=ROOT,
-        env=env,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=240,
