@@ -5,7 +5,8 @@
 The string after the colon of `--config=configs/FAMILY.py:...` is a comma-separated list of names in any of these roles:
 a preset of the family (`cpu`), a model, a calibrator, a distillation method, a post-hoc calibrator of the teacher. The
 first model is the teacher's, the second the student's; a calibrator named before the second model is the teacher's,
-after it the student's hard-label term. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher.
+after it the student's hard-label term. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher. A distillation
+method brings the weights of label and soft term that its source publishes; `distill.weights=()` goes back to alpha.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def finish(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]
             _choose(config.recipe.student if len(chosen) == 2 else config.recipe.teacher, token)
         elif token in objectives.METHODS:
             _choose(config.recipe.student.distill, token)
+            config.recipe.student.distill.weights = objectives.METHODS[token].weights
         elif token in posthoc.POSTHOC:
             config.recipe.student.distill.posthoc = token
         else:

@@ -40,6 +40,13 @@ def options(name: str) -> str:
     return ", ".join(f"`{k}={v!r}`" for k, v in objectives.options(name).items()) or "none"
 
 
+def weights(method: Method) -> str:
+    """Of label term and soft term, as choosing the method in a config string sets them."""
+    if method.role == "calibrator":
+        return "-"
+    return " : ".join(f"{w:g}" for w in method.weights) if method.weights else "1-α : α, α = 0.9"
+
+
 def document() -> str:
     """docs/methods.md, whole."""
     lines = [
@@ -48,11 +55,26 @@ def document() -> str:
         "Written from the registry by `python -m experiments.methods`; edit `kdjax/objectives/` instead.",
         "p, q: student and teacher probabilities; z: logits; y: label; r, c: confidence, correctness of the predicted",
         "class. Published figures are the source's own, for scale only: they belong to its networks and schedule.",
+        "Weights: of label and soft term, set by choosing the method in a config string; any other by",
+        "`--config.recipe.student.distill.weights=(0.5,2.0)`, or `=()` to go by `distill.alpha`.",
+        "Options: `--config.recipe.teacher.options.NAME=...`, and of a distiller",
+        "`--config.recipe.student.distill.options.NAME=...`.",
         "",
     ]
     for role, title in (("calibrator", "Calibrators"), ("distiller", "Distillation")):
         lines += [f"## {title}", ""]
-        head = ("name", "formula", "needs", "remembers", "options", "source", "published", "verified by", "selected by")
+        head = (
+            "name",
+            "formula",
+            "needs",
+            "remembers",
+            "options",
+            "weights",
+            "source",
+            "published",
+            "verified by",
+            "selected by",
+        )
         lines += [row(head), row("---" for _ in head)]
         for name, m in METHODS.items():
             if m.role == role:
@@ -65,6 +87,7 @@ def document() -> str:
                             needs,
                             m.state or "-",
                             options(name),
+                            weights(m),
                             m.source,
                             m.published,
                             VERIFIED[m.verified],
@@ -76,10 +99,15 @@ def document() -> str:
     lines += [
         "## Post-hoc calibrators",
         "",
-        "A teacher's, by naming one in the config string: `...:conv_small,nll,conv_tiny,kd,temperature`.",
+        "Fitted to the teacher on the calibration split before it teaches; as library functions, on any logits.",
         "",
     ]
-    lines += [", ".join(f"`{name}`" for name in posthoc.POSTHOC) + ".", "", "## Networks", ""]
+    columns = ("name", "formula", "source", "published", "verified by", "selected by")
+    lines += [row(columns), row("---" for _ in columns)]
+    for name, p in posthoc.POSTHOC.items():
+        line = f"`python -m experiments.distill --config=configs/digits.py:conv_small,nll,conv_tiny,kd,{name}`"
+        lines.append(row((f"`{name}`", p.formula, p.source, p.published, VERIFIED[p.verified], line)))
+    lines += ["", "## Networks", ""]
     lines += [", ".join(f"`{name}`" for name in models.MODELS) + ", and any `wrn_<d>_<k>` with d = 6n+4.", ""]
     return "\n".join(lines)
 

@@ -59,6 +59,7 @@ class Distill:
     """The distillation term: (1 - alpha) * hard + alpha * soft, or free weights (hard, soft).
 
     Attributes:
+      weights: () or (hard, soft); with weights there is no alpha.
       posthoc: a post-hoc calibrator fitted to the teacher on the calibration split before it teaches, or "".
     """
 
@@ -111,6 +112,11 @@ class Recipe:
                 raise Refused(f"distill.weights is {self.distill.weights}; expected () or two numbers (hard, soft).")
             for w in self.distill.weights:
                 within("distill.weights", w, 0)
+            if self.distill.weights and self.distill.alpha != Distill.alpha:
+                raise Refused(
+                    f"distill has alpha={self.distill.alpha} and weights={self.distill.weights}, and only the weights "
+                    "would count; set weights=() to use alpha."
+                )
             if self.distill.posthoc:
                 one_of("distill.posthoc", self.distill.posthoc, posthoc.POSTHOC)
         within("epochs", self.epochs, 1)
@@ -162,7 +168,7 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
         path = f"{where}.{key}"
         if key == "options":
             items = value.items() if isinstance(value, Mapping) else [tuple(v) for v in value]
-            values[key] = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in items))
+            values[key] = tuple(sorted((k, _tupled(v)) for k, v in items))
         elif key == "distill":
             values[key] = from_dict(Distill, value, path) if value and value["method"] else None
         elif key == "data":
@@ -174,11 +180,16 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
     return kind(**values)
 
 
+def _tupled(value: Any) -> Any:
+    """Lists, as JSON has them, to tuples at every depth: a recipe is hashable."""
+    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+
+
 def _typed(path: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        return tuple(_tupled(v) for v in value)
     if isinstance(default, bool) or isinstance(value, bool):
         ok = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):

@@ -6,12 +6,14 @@ import dataclasses
 import json
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import cifar10, cifar100, digits
 from experiments import common
 from kdjax import train
 from kdjax.errors import Refused
-from kdjax.objectives import METHODS
+from kdjax.objectives import METHODS, options
 from kdjax.recipes import Recipe, from_dict
 
 FAMILIES = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
@@ -50,6 +52,51 @@ def test_the_string_names_teacher_calibrator_student_and_distiller():
     assert (swapped.recipe.teacher.method, swapped.recipe.student.method) == ("adafocal", "focal")
     # The family's options of another method do not leak into the chosen one.
     assert "beta" not in swapped.recipe.teacher.options
+
+
+def typed(names, *overrides):
+    """The student's recipe as `python -m experiments.distill` makes it of these words."""
+    given = [f"--config.recipe.student.{o}" for o in overrides]
+    words = ["distill", f"--config=configs/digits.py:conv_small,mdca,conv_tiny,{names}", *given]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=words)
+    values(words)
+    return common.recipe(values.config, "student", 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_can_be_set_on_the_command_line(name):
+    # ml_collections overrides no field whose default is None.
+    assert {type(default) for default in options(name).values()} <= {bool, int, float, str, tuple}
+
+
+def test_nested_and_named_options_on_the_command_line():
+    near = tuple(tuple(int(i // 2 == j // 2) for j in range(10)) for i in range(10))
+    recipe = typed("cud", "distill.options.target=project", f"distill.options.near={near}").check()
+    assert dict(recipe.distill.options)["near"] == near
+    again = from_dict(Recipe, json.loads(recipe.canonical()))
+    assert again.canonical() == recipe.canonical() and hash(again) is not None
+    assert dict(typed("hidden_state", "distill.options.layers=('stage1:stage2',)").distill.options)["layers"] == (
+        "stage1:stage2",
+    )
+    crl = typed("crl", "options.confidence=entropy", "options.normaliser=2.302585")
+    assert dict(crl.check().options)["normaliser"] == 2.302585
+
+
+def test_a_distiller_brings_its_published_weights():
+    assert typed("lskd").distill.weights == (0.1, 9.0)
+    assert typed("cud").distill.weights == (0.2, 0.8)
+    assert typed("lskd,kd").distill.weights == () and typed("kd").distill.alpha == 0.9
+    assert typed("lskd", "distill.weights=(1.0,2.0)").check().distill.weights == (1.0, 2.0)
+    own = typed("lskd", "distill.weights=()", "distill.alpha=0.5").check()
+    assert own.distill == dataclasses.replace(own.distill, alpha=0.5, weights=())
+    for method in METHODS.values():
+        assert len(method.weights) in ((0, 2) if method.role == "distiller" else (0,))
+
+
+def test_alpha_beside_weights_is_refused():
+    with pytest.raises(Refused, match=r"alpha=0.5 and weights=\(0.1, 9.0\).* set weights=\(\) to use alpha"):
+        typed("lskd", "distill.alpha=0.5").check()
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ class Method(NamedTuple):
       transform: hyper-parameters -> batch transform that the method brings along (mixup, two views), or None. It takes
         the same keywords as `build`.
       state: what the objective remembers, in words and bytes, or "".
+      weights: of a distiller, the source's weights of label term and soft term; () is (1 - alpha, alpha).
     """
 
     build: Callable[..., Objective]
@@ -160,3 +161,4 @@ class Method(NamedTuple):
     verified: str = "law"
     transform: Callable[..., Any] | None = None
     state: str = ""
+    weights: tuple[float, ...] = ()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kdjax import targets
@@ -29,7 +30,7 @@ class Shaping(NamedTuple):
     m: Any
     c: Any
     distance: str
-    near: Any
+    near: tuple
     near_mass: Any
     far: str
     far_mass: Any
@@ -48,9 +49,25 @@ def _moved(log_q: Array, log_p: Array) -> Array:
     return jnp.any(jnp.abs(log_q - log_p) > rounding, axis=-1)
 
 
+def _neighbours(near: Any, k: int) -> Array:
+    """[K, K] booleans from the option; every class is near itself.
+
+    Raises:
+      Refused: while tracing, another shape.
+    """
+    itself = jnp.eye(k, dtype=bool)
+    if not len(near):
+        return itself
+    if np.shape(near) != (k, k):
+        raise Refused(
+            f"near has shape {list(np.shape(near))}; expected {[k, k]}, row y the classes that mean what y does."
+        )
+    return jnp.asarray(near, bool) | itself
+
+
 def _project(log_p: Array, labels: Array, o: Shaping) -> tuple[Array, Mapping[str, Array]]:
     k = log_p.shape[-1]
-    near = (jnp.eye(k, dtype=bool) if o.near is None else jnp.asarray(o.near, bool) | jnp.eye(k, dtype=bool))[labels]
+    near = _neighbours(o.near, k)[labels]
     wrong = targets.mistaken(log_p, labels)[:, None]
     far = {"mistake": jax.nn.one_hot(targets.top(log_p), k, dtype=bool) & wrong, "rest": ~near}[o.far] & ~near
     bounds: dict[str, Any] = {}
@@ -98,8 +115,11 @@ CONTROLS: dict[str, Callable[[Array, Array, Array | None], tuple[Array, Mapping[
 }
 
 
-def logits_of(batch: Batch, output: Output, method: str) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
-    """Student's and teacher's logits, 0 where the weight is 0: not even a NaN there can reach a gradient.
+def logits_of(
+    batch: Batch, output: Output, method: str, T_c: Any = 1.0
+) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
+    """Student's logits and the teacher's, these divided by T_c; 0 where the weight is 0: not even a NaN there can reach
+    a gradient.
 
     Raises:
       Refused: while tracing, if the batch has no teacher, or one with other classes.
@@ -112,7 +132,7 @@ def logits_of(batch: Batch, output: Output, method: str) -> tuple[Float[Array, "
         )
     z, _, _ = present(wide(output.logits), batch.weight)
     t, _, _ = present(jax.lax.stop_gradient(wide(teacher.logits)), batch.weight)
-    return z, t
+    return z, t / jnp.asarray(T_c, t.dtype)
 
 
 def labels_of(batch: Batch, method: str) -> Int[Array, "B"]:
@@ -138,7 +158,7 @@ def distil(
     m: Any = 0.7,
     c: Any = 0.0,
     distance: str = "kl",
-    near: Any = None,
+    near: Any = (),
     near_mass: Any = 0.0,
     far: str = "mistake",
     far_mass: Any = 0.1,
@@ -160,7 +180,7 @@ def distil(
         rest). All but "none" need labels. Formulas and ranges: `kdjax.targets`.
       control: "entropy" replaces the shaped target by the raw teacher, tempered by the one T at which the batch's mean
         entropy is that of the shaped target; logged as `control_T`. What shaping gains over this is not softening.
-      near: [K, K] booleans, row y the classes that share y's meaning (N); None: the class alone.
+      near: [K, K] booleans, row y the classes that share y's meaning (N); (): the class alone.
       near_mass, far_mass: q(N) >= near_mass, q(W) <= far_mass.
       far: W: "mistake", the teacher's wrong top class (as CUD uses it), or "rest", everything outside N.
       floor: H(q) >= floor (1 - p_y) log K: doubt in proportion to difficulty; in [0, 1].

@@ -92,7 +92,7 @@ class CRLState(NamedTuple):
     epochs: Float[Array, ""]
 
 
-def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float | None = None) -> Objective:
+def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float = 0.0) -> Objective:
     """NLL + weight * correctness ranking loss between neighbours of the batch.
 
     The history of an example is its count, less the minimum over the whole training set, divided by the same of H =
@@ -102,12 +102,12 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float |
     Args:
       weight: >= 0, of the ranking term.
       confidence: "softmax", "entropy" or "margin"; see `losses.crl`.
-      normaliser: > 0, of the entropy; None is log K.
+      normaliser: > 0, of the entropy; 0 is log K.
     """
     within("crl.weight", weight, 0.0)
     one_of("crl.confidence", confidence, ("softmax", "entropy", "margin"))
-    if normaliser is not None:
-        positive("crl.normaliser", normaliser)
+    within("crl.normaliser", normaliser, 0.0)
+    scale = None if isinstance(normaliser, int | float) and normaliser == 0 else normaliser
 
     def init(spec: Spec) -> CRLState:
         return CRLState(jnp.zeros(spec.num_examples, jnp.int32), jnp.float32(spec.epochs))
@@ -118,7 +118,7 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float |
         seen = jnp.asarray(state.counts)
         most = jnp.maximum(epoch_of(progress, state.epochs), 1).astype(jnp.int32)
         history = losses.crl_history(seen[index], jnp.min(seen), most)
-        ranking = losses.crl(logits, history, confidence=confidence, normaliser=normaliser, weight=batch.weight)
+        ranking = losses.crl(logits, history, confidence=confidence, normaliser=scale, weight=batch.weight)
         hard = weighted_mean(losses.nll(logits, labels), batch.weight)
         now = seen[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
         counts = seen.at[_scatter_index(index, batch, seen.shape[0])].max(now, mode="drop")

@@ -22,10 +22,15 @@ class PostHoc(NamedTuple):
       fit: (logits [N, K], labels [N], *, weight=None, **hyper-parameters) -> params, a flat dict of float64
         NumPy arrays. Runs on the host, in float64 whatever the jax_enable_x64 flag says.
       apply: (params, logits [B, K]) -> logits [B, K]. Pure and jittable.
+      formula, source, published, verified: what `docs/methods.md` says of it, as in `kdjax.objectives.Method`.
     """
 
     fit: Callable[..., Params]
     apply: Callable[[Params, Float[Array, "B K"]], Float[Array, "B K"]]
+    formula: str = "-"
+    source: str = "-"
+    published: str = "-"
+    verified: str = "law"
 
 
 class Sample(NamedTuple):

@@ -18,7 +18,7 @@ Z, T = (jnp.asarray(2 * RNG.normal(size=(B, K)), jnp.float32) for _ in range(2))
 Y = jnp.array([0, 1, 2, 3, 0, 1])
 H, G = (jnp.asarray(RNG.normal(size=(B, 3, 3, 5)), jnp.float32) for _ in range(2))
 SPEC = Spec(num_examples=B, num_classes=K, epochs=10)
-CORE = [name for name in DISTILLERS if "T_c" in options(name)]
+CORE = [name for name in DISTILLERS if "target" in options(name)]
 
 
 def batch(t=T, **fields):
@@ -111,6 +111,22 @@ def test_projection_options_reach_the_projection():
     low = targets.project(log_p, near[Y], ~near[Y], h_min=0.9 * (1 - p_y) * np.log(K))
     objective = build("cud", target="project", far_mass=1.0, floor=0.9)
     np.testing.assert_allclose(run(objective)[0], jnp.mean(distillation.kd(Z, low.log_q, T=4.0)), rtol=1e-4)
+
+
+def test_a_neighbourhood_of_another_shape_is_refused():
+    with pytest.raises(Refused, match=r"near has shape \[2, 2\]; expected"):
+        run(build("cud", target="project", near=((1, 0), (0, 1))))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mlld", "ctkd"])
+def test_a_teacher_calibrated_first_is_rtc_under_any_loss(name):
+    value, _, _, grad = run(build(name, T_c=1.5), progress=0.5)
+    other, _, _, slope = run(build(name), data=batch(T / 1.5), progress=0.5)
+    np.testing.assert_allclose(value, other, rtol=1e-5)
+    np.testing.assert_allclose(grad, slope, rtol=1e-4, atol=1e-6)
+    assert abs(float(value) - float(run(build(name), progress=0.5)[0])) > 1e-4
+    with pytest.raises(Refused, match="T_c"):
+        build(name, T_c=0.0)
 
 
 @pytest.mark.parametrize("name", [n for n in DISTILLERS if DISTILLERS[n].role == "distiller"])
