@@ -24,6 +24,18 @@ VERIFIED = {
     "paper": "the paper's formula only",
 }
 
+NOTES = {
+    "distiller": (
+        "`cud` and `knowledge_adjustment` act where the teacher's top class is not the label; `metrics.jsonl` has that",
+        "share as `firing_rate`. On the teacher's own training examples it is small: cross-fitted outputs,",
+        "`teachers.remembered(trainer.cross_fitted(recipe, dataset, folds=5))`, err as often as on new data.",
+        "`--config.recipe.student.distill.options.control=entropy` is the control: the teacher tempered to the same",
+        "mean entropy. `...options.target=project`, `margin` or `top1` solves CUD's constraints exactly; see",
+        "`kdjax/targets/`.",
+        "",
+    ),
+}
+
 
 def row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -62,7 +74,7 @@ def document() -> str:
         "",
     ]
     for role, title in (("calibrator", "Calibrators"), ("distiller", "Distillation")):
-        lines += [f"## {title}", ""]
+        lines += [f"## {title}", "", *NOTES.get(role, ())]
         head = (
             "name",
             "formula",

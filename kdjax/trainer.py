@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from kdjax import step, teachers
 from kdjax.data import order
+from kdjax.errors import Refused
 from kdjax.recipes import Parts, Recipe, parts
 from kdjax.step import State
 from kdjax.types import Dataset, PyTree, Spec, Split
@@ -134,8 +135,8 @@ class Trainer:
 
 
 def _steps_per_call(per_epoch: int) -> int:
-    """1 on CPU, where gradient convolutions in a loop fall to a slow kernel; elsewhere up to 16, preferably a divisor of
-    the epoch, because a shorter last call is a compile of its own."""
+    """1 on CPU, where gradient convolutions in a loop fall to a slow kernel; elsewhere up to 16, preferably a divisor
+    of the epoch, because a shorter last call is a compile of its own."""
     if jax.default_backend() == "cpu":
         return 1
     divisor = max(k for k in range(1, 17) if per_epoch % k == 0)
@@ -160,6 +161,30 @@ def abstract(task: Task, mesh: Mesh) -> State:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
 
+def rehearse(task: Task, mesh: Mesh) -> None:
+    """Traces one step on shapes alone: what a method or network refuses while tracing is refused here, uncompiled.
+
+    The teacher's variables may be `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      Refused: a field of the batch that a method needs and the transform has removed, features that networks lack, ...
+    """
+    p, split = task.parts, task.dataset.train
+    program = step.train_step(
+        model=p.model,
+        objective=p.objective,
+        optimizer=p.optimizer,
+        transform=p.transform,
+        teacher=None if task.teacher is None else task.teacher.apply,
+        total_steps=task.epochs * task.steps_per_epoch,
+        mesh=mesh,
+    )
+    data = jax.eval_shape(lambda x, y: step.Resident(x, y), split.inputs, np.asarray(split.label, np.int32))
+    rows = jax.ShapeDtypeStruct((1, task.batch_size), np.int32)
+    taught = () if task.teacher is None else task.teacher.variables
+    jax.eval_shape(program.fn, abstract(task, mesh), data, rows, taught, np.uint32(0))
+
+
 def fit(trainer: Trainer, state: State | None = None) -> State:
     """Trains to the end in memory, without files: the loop of `run` and nothing else."""
     state = trainer.init() if state is None else state
@@ -174,6 +199,37 @@ def fit(trainer: Trainer, state: State | None = None) -> State:
             split = trainer.task.dataset.calibration
             state = trainer.refresh(state, trainer.predict(state.variables, split), split.label)
     return state
+
+
+def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: int = 0) -> np.ndarray:
+    """Logits [N, K] of the training split, each row from a network that was not trained on that example.
+
+        teacher = teachers.remembered(cross_fitted(recipe, dataset, folds=5))
+
+    A network is nearly always right on what it was trained on, so that W-Clip and every other correction of mistakes
+    hardly fires on its own training set; on these rows the teacher errs as often as on new data. The folds are a random
+    partition by `recipe.seed`; each of the `folds` networks trains on the others by the whole recipe and predicts its
+    own without augmentation. Row n is `dataset.train`'s n-th example, as `batch.index` counts them.
+
+    Raises:
+      Refused: folds outside [2, N]; a recipe that distils; whatever `task` refuses (a batch larger than the others).
+      Diverged: as `fit`.
+    """
+    n = len(dataset.train.label)
+    if not isinstance(folds, int) or not 2 <= folds <= n:
+        raise Refused(f"folds is {folds!r}; expected a whole number between 2 and the {n} training examples.")
+    if recipe.distill is not None:
+        raise Refused("a recipe that distils was given to cross_fitted, which trains teachers; set distill=None.")
+    logits = np.empty((n, dataset.num_classes), np.float32)
+    for held in np.array_split(np.random.default_rng(recipe.seed).permutation(n), folds):
+        others = np.setdiff1d(np.arange(n), held)
+        trainer = Trainer(task(recipe, dataset._replace(train=_rows(dataset.train, others))), devices=devices)
+        logits[held] = trainer.predict(fit(trainer).variables, _rows(dataset.train, held))
+    return logits
+
+
+def _rows(split: Split, rows: np.ndarray) -> Split:
+    return Split(jax.tree.map(lambda x: x[rows], split.inputs), split.label[rows], split.index[rows])
 
 
 def gather(collected: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

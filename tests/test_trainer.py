@@ -1,0 +1,72 @@
+"""Cross-fitting: out-of-fold logits, aligned with the training split, that let a teacher err."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kdjax import data, teachers
+from kdjax.errors import Refused
+from kdjax.recipes import Optimizer
+from kdjax.trainer import Trainer, cross_fitted, fit, task
+from tests import tiny
+
+RECIPE = tiny.recipe("", epochs=20, batch_size=16, optimizer=Optimizer(lr=0.1, schedule="constant", weight_decay=0.0))
+
+
+def dataset(labels=None):
+    x, y = tiny.arrays(60, 0)
+    train = (x, y if labels is None else labels)
+    return data.from_arrays(
+        train=train, calibration=tiny.arrays(16, 1), test=tiny.arrays(16, 2), num_classes=tiny.CLASSES
+    )
+
+
+def accuracy(logits, own):
+    return float((np.argmax(logits, axis=1) == own.train.label).mean())
+
+
+def test_rows_are_aligned_and_from_the_other_folds():
+    own = dataset()
+    found = cross_fitted(RECIPE, own, folds=3, devices=1)
+    assert found.shape == (60, tiny.CLASSES) and accuracy(found, own) > 0.8
+    held = np.array_split(np.random.default_rng(RECIPE.seed).permutation(60), 3)[1]
+    others = np.setdiff1d(np.arange(60), held)
+    part = own._replace(
+        train=own.train._replace(inputs=own.train.inputs[others], label=own.train.label[others], index=others)
+    )
+    trainer = Trainer(task(RECIPE, part), devices=1)
+    everyone = trainer.predict(fit(trainer).variables, own.train)
+    np.testing.assert_allclose(found[held], everyone[held], rtol=1e-5, atol=1e-5)
+    assert np.abs(found[others] - everyone[others]).max() > 0.1
+
+
+def test_a_cross_fitted_teacher_errs_and_wclip_fires():
+    """On labels of pure chance a network is right by heart on its own examples, and by luck on others."""
+    own = dataset(np.random.default_rng(3).integers(0, tiny.CLASSES, 60).astype(np.int32))
+    by_heart = Trainer(task(dataclasses.replace(RECIPE, epochs=40), own), devices=1)
+    learned = by_heart.predict(fit(by_heart).variables, own.train)
+    honest = cross_fitted(dataclasses.replace(RECIPE, epochs=40), own, folds=3, devices=1)
+    assert accuracy(learned, own) > 0.9 and accuracy(honest, own) < 0.5
+    rates = []
+    student = tiny.student("", method="cud", options=(), epochs=1)
+    for logits in (learned, honest):
+        trainer = Trainer(task(student, own, teachers.remembered(logits)), devices=1)
+        rates.append(np.mean([float(np.mean(logs["firing_rate"])) for _, logs in trainer.steps(trainer.init())]))
+    assert rates[0] < 0.1 and rates[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "folds", "sentence"),
+    [({}, 1, "folds is 1"), ({}, 61, "folds is 61"), ({"batch_size": 48}, 2, "batch_size 48 is larger than the 30")],
+)
+def test_refusals(changes, folds, sentence):
+    with pytest.raises(Refused, match=sentence):
+        cross_fitted(dataclasses.replace(RECIPE, **changes), dataset(), folds, devices=1)
+
+
+def test_a_distilling_recipe_is_refused():
+    with pytest.raises(Refused, match="set distill=None"):
+        cross_fitted(tiny.student(""), dataset(), 3)
