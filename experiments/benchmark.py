@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,12 +56,9 @@ def hardware() -> dict[str, Any]:
 
     from kdjax import provenance
 
-    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    if info.exists():
-        named = (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line)
-        name = next(named, name)
     found, backend = provenance.environment(), jax.default_backend()
-    device = backend if backend == "cpu" else f"{backend} ({found['device']})"
+    device = "cpu" if backend == "cpu" else f"{backend} ({found['device']})"
+    name = provenance.processor()
     text = (
         f"{name}, {found['cpus']} of {os.cpu_count()} cores, device {device}, "
         f"jax {found['versions']['jax']}, Python {found['python']}"

@@ -4,7 +4,7 @@
     python -m experiments.results
 
 A block starts with `<!-- results: NAME -->` and ends with `<!-- end -->`; what is between is replaced by the command,
-the table, the paired differences and the hardware that `experiments/results/NAME.json` records. No number is typed by hand.
+the table, the differences and the hardware that `experiments/results/NAME.json` records. No number is typed by hand.
 """
 
 from __future__ import annotations
@@ -38,6 +38,58 @@ def block(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spread(s: dict[str, float], digits: int = 0) -> str:
+    """median (min … max)."""
+    return f"{s['median']:,.{digits}f} ({s['min']:,.{digits}f} … {s['max']:,.{digits}f})"
+
+
+def benchmark(stored: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark --json FILE` measured, as Markdown: median (min … max) of n."""
+    step, found = stored["step"], stored["step"]["distillation"]
+    lines = [
+        "```",
+        " ".join(a for a in stored["command"] if "json" not in a),
+        "```",
+        "",
+        stored["hardware"]["text"] + ".",
+    ]
+    lines += [
+        "",
+        f"Distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}:",
+    ]
+    lines += ["", "| contestant | images/s | kdjax ÷ this | first call, s | n |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, one in found["contestants"].items():
+        ratio = spread(one["ours_over_this"], 2) if one["is_peer"] else ""
+        cells = (
+            name,
+            spread(one["images_per_s"], 1),
+            ratio,
+            f"{one['first_call_s']:.1f}",
+            str(one["images_per_s"]["n"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\n{name}: {why}." for name, why in found["absent"].items()]
+    lines += [
+        "",
+        "| one call with nothing to compute | model leaves | µs until done | n |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in step["dispatch"]:
+        lines.append(f"| {row['what']} | {row['model_leaves']} | {spread(row['done_us'])} | {row['done_us']['n']} |")
+    most = max(row["traces"] for row in step["traces"])
+    lines += ["", f"- compiles per (stage, split, program), most of {len(step['traces'])}: {most}"]
+    for row in step["import"]:
+        heavy = ", ".join(row["heavy"]) or "no TensorFlow, tfds, matplotlib, grain, scikit-learn or torch"
+        lines.append(f"- `import {row['module']}`: {spread(row['seconds'], 2)} s, n = {row['seconds']['n']}; {heavy}")
+    for row in stored["memory"].get("runs", []):
+        lines.append(f"- peak memory, {row['config']}, {row['case']}: {row['peak_mb']:,.0f} MB, n = 1")
+    for row in stored["metrics"]["rows"]:
+        seconds = f"{row['median_s']:.2f} ({row['min_s']:.2f} … {row['max_s']:.2f}) s, n = {row['repeats']}"
+        size = f"N = {row['examples']:,}, K = {row['classes']}"
+        lines.append(f"- `{row['call']}`, {size}: {seconds}; {row['extra_mb']:,.0f} MB beyond its input")
+    return "\n".join([*lines, ""])
+
+
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
@@ -45,7 +97,8 @@ def render(text: str) -> str:
         path = STORE / f"{found[2]}.json"
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
-        return found[1] + "\n" + block(checkpoints.read_json(path)) + found[3]
+        stored = checkpoints.read_json(path)
+        return found[1] + "\n" + (benchmark(stored) if "step" in stored else block(stored)) + found[3]
 
     return BLOCK.sub(fill, text)
 

@@ -26,7 +26,7 @@ def environment(seconds: float | None = None) -> dict[str, Any]:
         "versions": {n: importlib.metadata.version(n) for n in names},
         "python": platform.python_version(),
         "commit": commit,
-        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "device": processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -34,7 +34,7 @@ def environment(seconds: float | None = None) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's model name where the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
