@@ -174,7 +174,8 @@ def publish(config: ConfigDict, name: str, rows: Sequence[report.Row], **extra: 
 
 def command() -> str:
     """What was typed, without where it was written to."""
-    typed = [a for a in sys.argv[1:] if not a.startswith("--workdir")]
+    given = sys.argv[1:]
+    typed = [a for before, a in zip(["", *given], given, strict=False) if "--workdir" not in (before, a.split("=")[0])]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return " ".join(["python -m", spec.name if spec else "experiments", *typed])
 

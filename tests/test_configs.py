@@ -94,6 +94,12 @@ def test_a_distiller_brings_its_published_weights():
         assert len(method.weights) in ((0, 2) if method.role == "distiller" else (0,))
 
 
+def test_the_stored_command_names_no_work_directory(monkeypatch):
+    for place in (["--workdir", "runs/a"], ["--workdir=runs/a"]):
+        monkeypatch.setattr("sys.argv", ["x", *place, "--config=configs/digits.py:mdca"])
+        assert common.command().endswith(" --config=configs/digits.py:mdca") and "runs" not in common.command()
+
+
 def test_alpha_beside_weights_is_refused():
     with pytest.raises(Refused, match=r"alpha=0.5 and weights=\(0.1, 9.0\).* set weights=\(\) to use alpha"):
         typed("lskd", "distill.alpha=0.5").check()
