@@ -202,8 +202,8 @@ def dist(
 
     The first mean runs over examples, the second over classes (its correlation over the batch, so the value depends on
     the batch). 1 - rho is computed as half the squared distance of the two centred unit vectors: exactly 0, with
-    gradient 0, where they agree. A row or column that is constant in either network has no correlation and adds 0; the
-    authors add 1e-8 to the product of norms instead, which counts such a row as 1.
+    gradient 0, where they agree. A row or column that is constant in either network (or below 1e-19 throughout, in
+    float32) has no correlation and adds 0; the authors add 1e-8 to the product of norms instead, which counts such a row as 1.
 
     Args:
       beta, gamma: weights of the inter-class (rows) and the intra-class (columns) relation, >= 0.
@@ -236,10 +236,14 @@ def present_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> 
 def _one_minus_correlation(x: Array, w: Array) -> Array:
     """1 - rho of x[0] and x[1] over axis 1 under weights w (summing to 1), for each column."""
     w = w[:, None]
+    # In units of its largest entry: the squares of small probabilities, and their inverse roots, leave float32.
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    seen = top > jnp.finfo(x.dtype).tiny ** 0.5
+    x = x / jnp.where(seen, top, 1.0)
     scale = jax.lax.stop_gradient(jnp.sum(w * x**2, axis=1, keepdims=True))
     x = jnp.sqrt(w) * (x - jnp.sum(w * x, axis=1, keepdims=True))
     size = jnp.sum(x**2, axis=1, keepdims=True)
     # Rounding leaves some 1e-16 of a constant column: it is no direction to follow.
-    some = size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale
+    some = seen & (size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale)
     u, v = x * jax.lax.rsqrt(jnp.where(some, size, 1.0))
     return jnp.where(jnp.all(some, axis=(0, 1)), 0.5 * jnp.sum((u - v) ** 2, axis=0), 0.0)

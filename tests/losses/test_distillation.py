@@ -160,6 +160,14 @@ def test_dist_without_directions_is_zero():
     np.testing.assert_array_equal(grad, 0.0)
 
 
+@pytest.mark.parametrize("scale", [30.0, 60.0, 100.0, 300.0, 1e4])
+def test_dist_of_confident_networks_has_a_finite_gradient(scale):
+    """Columns of small probabilities: in float32 their squares underflow and the inverse roots of these overflow."""
+    z, t = (jnp.asarray(scale * np.random.default_rng(s).normal(size=(30, 4, 3)), jnp.float32) for s in (1, 2))
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(dist)))(z, t)
+    assert np.all(np.isfinite(grads)) and np.all((values >= 0) & (values <= 4))
+
+
 def gram(p, q):
     return (q.T @ q - p.T @ p) ** 2, (q @ q.T - p @ p.T) ** 2
 
