@@ -203,7 +203,8 @@ def dist(
     The first mean runs over examples, the second over classes (its correlation over the batch, so the value depends on
     the batch). 1 - rho is computed as half the squared distance of the two centred unit vectors: exactly 0, with
     gradient 0, where they agree. A row or column that is constant in either network (or below 1e-19 throughout, in
-    float32) has no correlation and adds 0; the authors add 1e-8 to the product of norms instead, which counts such a row as 1.
+    float32) has no correlation and adds 0; the authors add 1e-8 to the product of norms instead, which counts such a
+    row as 1.
 
     Args:
       beta, gamma: weights of the inter-class (rows) and the intra-class (columns) relation, >= 0.
