@@ -41,6 +41,7 @@ from kdjax.files import (
     read_json,
     sync_directory,
     verify_manifest,
+    write_bytes,
     write_json,
     write_manifest,
     write_text,
@@ -51,6 +52,7 @@ from kdjax.variables import load_variables, named, nested, save_variables
 
 __all__ = [
     "FORMAT",
+    "MANIFEST",
     "Checkpoints",
     "Damaged",
     "Lock",
@@ -59,6 +61,7 @@ __all__ = [
     "read_json",
     "save_variables",
     "verify_manifest",
+    "write_bytes",
     "write_json",
     "write_manifest",
     "write_text",

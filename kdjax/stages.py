@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from kdjax import checkpoints, data
+from kdjax import checkpoints, data, step, teachers, trainer
 from kdjax.errors import Refused
 from kdjax.recipes import Data, Recipe, parts
-from kdjax.step import forward_flops
 from kdjax.types import Dataset, Spec
 
 FORMAT = 1
@@ -104,6 +104,38 @@ def check(stage: Stage) -> Stage:
     return stage
 
 
+def rehearse(stage: Stage) -> None:
+    """Traces a stage's step on shapes, with its teacher's network, before its teacher or itself is compiled.
+
+    Raises:
+      Refused: whatever network, methods and data refuse only in combination.
+    """
+    taught = None if stage.teacher is None else dataclasses.replace(stage.teacher.recipe, seed=0)
+    _rehearse(dataclasses.replace(stage.recipe, seed=0), taught)
+
+
+@functools.lru_cache(maxsize=256)
+def _rehearse(recipe: Recipe, taught: Recipe | None) -> None:
+    mesh, own = step.mesh(1), dataset(recipe.data)
+    made, teacher = trainer.task(recipe, own), None
+    if taught is not None:
+        theirs = trainer.task(taught, dataset(taught.data))
+        teacher = teachers.frozen(theirs.parts.model, trainer.abstract(theirs, mesh).variables)
+    program = step.train_step(
+        model=made.parts.model,
+        objective=made.parts.objective,
+        optimizer=made.parts.optimizer,
+        transform=made.parts.transform,
+        teacher=None if teacher is None else teacher.apply,
+        total_steps=made.epochs * made.steps_per_epoch,
+        mesh=mesh,
+    )
+    split = jax.eval_shape(step.Resident, own.train.inputs, np.asarray(own.train.label, np.int32))
+    rows = jax.ShapeDtypeStruct((1, made.batch_size), np.int32)
+    variables = () if teacher is None else teacher.variables
+    jax.eval_shape(program.fn, trainer.abstract(made, mesh), split, rows, variables, np.uint32(0))
+
+
 def order(stages: Iterable[Stage]) -> list[Stage]:
     """Every stage and its ancestors, once each, parents first."""
     found: dict[str, Stage] = {}
@@ -161,11 +193,13 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
             for x in jax.tree.leaves(jax.eval_shape(functools.partial(pieces.objective.init, spec)))
         )
         found = status(stage, workdir)
+        if found != "done":
+            rehearse(stage)
         steps = 0 if found == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
-        forward = 3 * forward_flops(pieces.model, pieces.preprocess, _shapes(own))
+        forward = 3 * step.forward_flops(pieces.model, pieces.preprocess, _shapes(own))
         if stage.teacher is not None:
             taught = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
-            forward += forward_flops(taught.model, taught.preprocess, _shapes(own))
+            forward += step.forward_flops(taught.model, taught.preprocess, _shapes(own))
         rows.append(Planned(stage, found, steps, forward * steps * recipe.batch_size, memory))
     return rows
 

@@ -50,10 +50,14 @@ class Resident(NamedTuple):
 
 
 class Program:
-    """A compiled function that counts its traces: one per set of shapes, and a test holds it to that."""
+    """A compiled function that counts its traces: one per set of shapes, and a test holds it to that.
+
+    `fn` is the function itself, for a look at its shapes that counts as no trace.
+    """
 
     def __init__(self, fn: Callable, **jit: Any):
         self.traces = 0
+        self.fn = fn
 
         @functools.wraps(fn)
         def counted(*args):

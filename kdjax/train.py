@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -15,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax import checkpoints, console, metrics, posthoc, provenance, stages, step, teachers
-from kdjax.errors import Refused
-from kdjax.processes import any_process, is_primary, on_primary
+from kdjax import checkpoints, claim, console, metrics, posthoc, provenance, stages, step, teachers
+from kdjax.errors import Refused, within
+from kdjax.processes import any_process, on_primary
 from kdjax.recipes import Parts
 from kdjax.stages import Stage
 from kdjax.step import State
@@ -53,6 +54,18 @@ class Run:
     devices: int = 0
     steps_per_call: int = 0
     eval_batch_size: int = 500
+
+    def check(self) -> Run:
+        """Returns itself if every number is in range.
+
+        Raises:
+          Refused: naming the field.
+        """
+        for name in ("checkpoint_epochs", "keep", "eval_batch_size"):
+            within(f"run.{name}", getattr(self, name), 1)
+        for name in ("checkpoint_steps", "devices", "steps_per_call"):
+            within(f"run.{name}", getattr(self, name), 0)
+        return self
 
 
 class Result(NamedTuple):
@@ -112,17 +125,26 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
 def run_all(targets: Iterable[Stage], run: Run, reporter: console.Reporter | None = None) -> dict[str, Result]:
     """Runs every stage and its ancestors that are not done, parents first; returns results by id.
 
+    Whatever can be refused is refused before anything compiles: a student that cannot be trained must not be found out
+    after its teacher has been.
+
     Raises:
       Refused, Diverged, Interrupted, OSError: see `run_stage`.
     """
     reporter = reporter or console.Silent()
+    run.check()
     queue = stages.order(targets)
     for stage in queue:
         stages.check(stage)
         step.check_batch(stage.recipe.batch_size, step.mesh(run.devices))
+    for stage in queue:
+        if not (stage.directory(Path(run.workdir)) / checkpoints.MANIFEST).exists():
+            stages.rehearse(stage)
     results = {}
     with _signals() as asked:
         for position, stage in enumerate(queue, 1):
+            if any_process(bool(asked)):
+                raise Interrupted(f"stopped before {stage.name}; everything is saved, run the same command to go on.")
             results[stage.id] = run_stage(stage, run, reporter, asked, position, len(queue))
     return results
 
@@ -148,8 +170,11 @@ def run_stage(
     if on_primary(lambda: not checkpoints.verify_manifest(directory)):
         reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
         return read_result(stage, workdir)
-    on_primary(lambda: _own(stage, directory))
-    with checkpoints.Lock(directory) if is_primary() else contextlib.nullcontext():
+    with claim.locked(directory):
+        # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
+        if on_primary(lambda: not checkpoints.verify_manifest(directory)):
+            return read_result(stage, workdir)
+        on_primary(lambda: claim.own(stage, directory))
         return _Run(stage, run, reporter, asked).finish(position, total)
 
 
@@ -158,32 +183,6 @@ def read_result(stage: Stage, workdir: Path, reused: bool = True) -> Result:
     directory = stage.directory(workdir)
     stored = checkpoints.read_json(directory / "result.json")
     return Result(stage, directory, stored["metrics"], stored["epoch"], reused)
-
-
-def _own(stage: Stage, directory: Path) -> None:
-    """Makes the directory this stage's, or refuses it."""
-    recipe = json.loads(stage.recipe.canonical())
-    parents = [stage.teacher.id] if stage.teacher is not None else []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if (directory / "recipe.json").exists():
-            found = checkpoints.read_json(directory / "recipe.json")
-            if found != recipe:
-                keys = ", ".join(sorted(_differences(found, recipe)))
-                raise Refused(
-                    f"{directory} belongs to another recipe (it differs in {keys}); choose another --workdir, or "
-                    "delete that directory."
-                )
-        checkpoints.write_json(directory / "parents.json", parents)
-        checkpoints.write_json(directory / "recipe.json", recipe)
-    except OSError as error:
-        raise Refused(f"{directory} cannot be written ({error.strerror}); choose another --workdir.") from error
-
-
-def _differences(a: Any, b: Any, path: str = "") -> set[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return set().union(*(_differences(a.get(k), b.get(k), f"{path}.{k}".lstrip(".")) for k in {*a, *b}), set())
-    return set() if a == b else {path or "everything"}
 
 
 @contextlib.contextmanager
@@ -223,8 +222,8 @@ class _Run:
             eval_batch_size=run.eval_batch_size,
         )
         self.store = checkpoints.Checkpoints(self.directory / "checkpoints", keep=run.keep)
-        # Between two saves of the state every improvement stays, so that whichever save is resumed from finds its best.
-        self.best = checkpoints.Checkpoints(self.directory / "selected", keep=run.checkpoint_epochs + 1)
+        # As many improvements stay as epochs since the oldest state kept: whichever is resumed from finds its best.
+        self.best = checkpoints.Checkpoints(self.directory / "selected", keep=run.keep * run.checkpoint_epochs + 1)
         self.lines: list[dict[str, Any]] = []
         self.window: dict[str, list[float]] = {}
 
@@ -244,26 +243,34 @@ class _Run:
 
     def _resume(self) -> State:
         restored = self.store.restore(self.trainer.abstract())
-        if restored is None:
-            self.best.rewind(-1)
-            on_primary(self._write_lines)
-            return self.trainer.init()
-        for message in restored.skipped:
+        for message in restored.skipped if restored is not None else ():
             self.reporter.message(message)
-        self.store.rewind(restored.step)
-        self.best.rewind(restored.step)
-        self.window = restored.extra["window"]
-        path = self.directory / "metrics.jsonl"
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # a torn last line: what follows the checkpoint is computed again anyway
-                break
-            if line["step"] <= restored.step:
-                self.lines.append(line)
+        if restored is not None:
+            self.lines, self.window = restored.extra["lines"], restored.extra["window"]
+            if problem := self._lost():
+                self.reporter.message(f"{problem}; the stage begins anew.")
+                restored, self.lines, self.window = None, [], {}
+        at = -1 if restored is None else restored.step
+        self.store.rewind(at)
+        self.best.rewind(at)
         on_primary(self._write_lines)
-        self.reporter.message(f"{self.stage.name}: resumed at step {restored.step}")
+        if restored is None:
+            return self.trainer.init()
+        self.reporter.message(f"{self.stage.name}: resumed at step {at}")
         return restored.tree
+
+    def _selected(self) -> int | None:
+        """The step whose variables are the stage's outcome so far; the last epoch's are known only at the end."""
+        if self.stage.recipe.select == "best":
+            return max(self.lines, key=lambda line: line["calibration"]["top1"])["step"] if self.lines else None
+        return self.lines[-1]["step"] if len(self.lines) == self.stage.recipe.epochs else None
+
+    def _lost(self) -> str | None:
+        """What is wrong with the variables selected so far, which cannot be computed from a later state."""
+        at = self._selected()
+        path = self.best.directory / str(at)
+        problems = on_primary(lambda: checkpoints.verify_manifest(path)) if at is not None else []
+        return f"checkpoint {path} is damaged: {problems[0]}" if problems else None
 
     def _epoch(self, state: State) -> State:
         """From wherever in the epoch the state is to the epoch's end, or to a saved stop if a signal asks for one."""
@@ -304,12 +311,11 @@ class _Run:
         scores = metrics.evaluate(logits, split.label)
         epoch = at // self.task.steps_per_epoch
         train = {name: float(np.mean(values)) for name, values in sorted(self.window.items())}
-        history = [line["calibration"]["top1"] for line in self.lines]
         rate = float(self.task.parts.schedule(at - 1))
         line = {"epoch": epoch, "step": at, "lr": rate, "train": train, "calibration": scores}
-        if self.stage.recipe.select == "last" or not history or scores["top1"] > max(history):
-            self.best.save(at, step.to_host(state.variables))
         self.lines.append(line)
+        if self._selected() == at:
+            self.best.save(at, step.to_host(state.variables))
         self.window = {}
         on_primary(self._write_lines)
         save |= epoch % self.run.checkpoint_epochs == 0 or epoch == self.stage.recipe.epochs
@@ -320,7 +326,7 @@ class _Run:
         return state
 
     def _save(self, state: State, at: int) -> None:
-        self.store.save(at, state, extra={"window": self.window})
+        self.store.save(at, state, extra={"window": self.window, "lines": self.lines})
 
     def _write_lines(self) -> None:
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.lines)
@@ -328,9 +334,8 @@ class _Run:
 
     def _evaluate(self, began: float) -> None:
         """Logits of the selected epoch on the calibration and, for the first and only time, the test split."""
-        restored = self.best.restore(self.trainer.abstract().variables)
-        if restored is None:
-            raise OSError(f"{self.directory / 'selected'} holds no checkpoint that verifies; delete it and run again.")
+        restored = self.best.restore(self.trainer.abstract().variables, step=self._selected())
+        assert restored is not None
         logits = {
             name: self.trainer.predict(restored.tree, getattr(self.task.dataset, name))
             for name in ("calibration", "test")
@@ -342,7 +347,9 @@ class _Run:
         (self.directory / "logits").mkdir(exist_ok=True)
         for name, found in logits.items():
             split = getattr(splits, name)
-            np.savez(self.directory / "logits" / f"{name}.npz", logits=found, label=split.label, index=split.index)
+            stored = io.BytesIO()
+            np.savez(stored, logits=found, label=split.label, index=split.index)
+            checkpoints.write_bytes(self.directory / "logits" / f"{name}.npz", stored.getvalue())
             scores[name] = metrics.evaluate(found, split.label)
         scores["test"] |= posthoc.refitted(
             logits["calibration"], splits.calibration.label, logits["test"], splits.test.label

@@ -161,30 +161,6 @@ def abstract(task: Task, mesh: Mesh) -> State:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
 
-def rehearse(task: Task, mesh: Mesh) -> None:
-    """Traces one step on shapes alone: what a method or network refuses while tracing is refused here, uncompiled.
-
-    The teacher's variables may be `jax.ShapeDtypeStruct`s.
-
-    Raises:
-      Refused: a field of the batch that a method needs and the transform has removed, features that networks lack, ...
-    """
-    p, split = task.parts, task.dataset.train
-    program = step.train_step(
-        model=p.model,
-        objective=p.objective,
-        optimizer=p.optimizer,
-        transform=p.transform,
-        teacher=None if task.teacher is None else task.teacher.apply,
-        total_steps=task.epochs * task.steps_per_epoch,
-        mesh=mesh,
-    )
-    data = jax.eval_shape(lambda x, y: step.Resident(x, y), split.inputs, np.asarray(split.label, np.int32))
-    rows = jax.ShapeDtypeStruct((1, task.batch_size), np.int32)
-    taught = () if task.teacher is None else task.teacher.variables
-    jax.eval_shape(program.fn, abstract(task, mesh), data, rows, taught, np.uint32(0))
-
-
 def fit(trainer: Trainer, state: State | None = None) -> State:
     """Trains to the end in memory, without files: the loop of `run` and nothing else."""
     state = trainer.init() if state is None else state

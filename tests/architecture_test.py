@@ -34,6 +34,7 @@ FLOORS = {
     "recipes": 4,
     "trainer": 4,
     "stages": 5,
+    "claim": 5,
     "console": 5,
     "files": 4,
     "variables": 4,

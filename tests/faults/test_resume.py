@@ -1,0 +1,199 @@
+"""What a stage needs beyond its newest state: the log, the selected epoch, a directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdjax import checkpoints, console, stages, train
+from kdjax.errors import Refused
+from kdjax.stages import Stage
+from tests import tiny
+
+
+class Listener(console.Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def run(workdir: Path, recipe, **changes) -> tuple[train.Result, list[str]]:
+    listener, stage = Listener(), Stage(recipe)
+    settings = train.Run(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
+    return train.run_all([stage], settings, listener)[stage.id], listener.said
+
+
+@pytest.fixture
+def npz(tmp_path) -> str:
+    return tiny.npz(tmp_path)
+
+
+def flip(path: Path, position: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if position is None else position] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def large(directory: Path) -> Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_finished_stage_with_a_damaged_selected_epoch_begins_anew_to_the_same_bits(tmp_path, npz, select):
+    recipe = tiny.recipe(npz, method="adafocal", epochs=3, select=select)
+    clean, _ = run(tmp_path, recipe)
+    logits, log = clean.logits("test")[0], (clean.directory / "metrics.jsonl").read_bytes()
+    flip(large(clean.directory / "selected"))
+    mended, said = run(tmp_path, recipe)
+    assert any("selected" in text and "damaged" in text and "begins anew" in text for text in said), said
+    np.testing.assert_array_equal(mended.logits("test")[0], logits)
+    assert (mended.directory / "metrics.jsonl").read_bytes() == log
+    assert stages.status(Stage(recipe), tmp_path) == "done"
+
+
+def test_an_older_improvement_never_stands_in_for_the_selected_epoch(tmp_path, npz, monkeypatch):
+    """Killed before the manifest, with two improvements there: a damaged newer one must not give way to the older."""
+    recipe = tiny.recipe(npz, epochs=4, optimizer=tiny.Optimizer(lr=0.2, schedule="constant"))
+    clean, _ = run(tmp_path / "clean", recipe)
+    lines = [json.loads(text) for text in (clean.directory / "metrics.jsonl").read_text().splitlines()]
+    top1 = [line["calibration"]["top1"] for line in lines]
+    assert top1.index(max(top1)) > 0, "the first epoch is best: this recipe tests nothing"
+
+    def killed(self, began):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train._Run, "_evaluate", killed)
+        run(tmp_path / "hurt", recipe)
+    kept = sorted((Stage(recipe).directory(tmp_path / "hurt") / "selected").iterdir(), key=lambda p: int(p.name))
+    assert len(kept) > 1
+    flip(large(kept[-1]))
+    mended, _ = run(tmp_path / "hurt", recipe)
+    assert mended.epoch == clean.epoch
+    np.testing.assert_array_equal(mended.logits("test")[0], clean.logits("test")[0])
+
+
+@pytest.mark.parametrize("damage", ["gone", "first line", "a digit"])
+def test_the_log_is_in_the_checkpoint_too(tmp_path, npz, damage):
+    """A lost line would lose its top-1, and with it the epoch that "best" means."""
+    recipe = tiny.recipe(npz, epochs=3)
+    result, _ = run(tmp_path, recipe)
+    log = result.directory / "metrics.jsonl"
+    before = log.read_bytes()
+    (result.directory / "manifest.json").unlink()
+    if damage == "gone":
+        log.unlink()
+    else:
+        flip(log, 0 if damage == "first line" else before.index(b'"top1": 0.') + 10)
+    again, _ = run(tmp_path, recipe)
+    assert log.read_bytes() == before and again.epoch == result.epoch and again.metrics == result.metrics
+
+
+def test_select_last_writes_the_last_epoch_only(tmp_path, npz, monkeypatch):
+    saved = []
+    original = checkpoints.Checkpoints.save
+
+    def save(self, step, *rest, **more):
+        saved.append((self.directory.name, step))
+        return original(self, step, *rest, **more)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
+    run(tmp_path, tiny.recipe(npz, epochs=3, select="last"), checkpoint_epochs=10)
+    assert saved == [("selected", 12), ("checkpoints", 12)]
+
+
+def test_a_damaged_recipe_file_is_written_anew(tmp_path, npz):
+    recipe = tiny.recipe(npz)
+    first, _ = run(tmp_path, recipe)
+    (first.directory / "recipe.json").write_text("{")
+    again, _ = run(tmp_path, recipe)
+    assert again.metrics == first.metrics and stages.status(Stage(recipe), tmp_path) == "done"
+
+
+def test_a_stage_finished_by_another_process_meanwhile_is_reused(tmp_path, npz, monkeypatch):
+    recipe = tiny.recipe(npz)
+    original = checkpoints.Lock.__enter__
+
+    def later(self):
+        monkeypatch.undo()
+        run(tmp_path, recipe)  # the other process, between our look at the manifest and our lock
+        return original(self)
+
+    monkeypatch.setattr(checkpoints.Lock, "__enter__", later)
+    result, said = run(tmp_path, recipe)
+    assert result.reused and not any("resumed" in text for text in said)
+
+
+def test_a_signal_between_stages_stops_before_the_next(tmp_path, npz, monkeypatch):
+    """SIGTERM during the teacher's evaluation: the teacher is finished, the student is not even compiled."""
+    teacher = Stage(tiny.recipe(npz), name="teacher")
+    student = Stage(tiny.student(npz), teacher, name="student")
+    original = train._Run._evaluate
+
+    def evaluate(self, began):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, began)
+
+    settings = train.Run(workdir=str(tmp_path), devices=1)
+    with monkeypatch.context() as patch, pytest.raises(train.Interrupted, match="stopped before student"):
+        patch.setattr(train._Run, "_evaluate", evaluate)
+        train.run_all([student], settings)
+    assert [stages.status(s, tmp_path) for s in (teacher, student)] == ["done", "missing"]
+    assert len(train.run_all([student], settings)) == 2
+
+
+BAD = {
+    "batch larger than the data": ({"batch_size": 100}, {}, "batch_size 100 is larger than the 64"),
+    "features that no network has": ({}, {"method": "attention", "options": ()}, "attention compares features"),
+    "labels that mixup has taken": (
+        {"method": "mdca", "transform": (("mixup", (("alpha", 1.0),)),)},
+        {},
+        r"mdca.* needs batch\.label",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_student_that_cannot_be_trained_is_refused_before_its_teacher_is(tmp_path, npz, case):
+    own, distill, sentence = BAD[case]
+    recipe = tiny.student(npz)
+    recipe = dataclasses.replace(recipe, **own, distill=dataclasses.replace(recipe.distill, **distill))
+    pupil = Stage(recipe, Stage(tiny.recipe(npz)))
+    workdir = tmp_path / "runs"
+    with pytest.raises(Refused, match=sentence):
+        train.run_all([pupil], train.Run(workdir=str(workdir), devices=1))
+    with pytest.raises(Refused, match=sentence):
+        stages.plan([pupil], workdir)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("devices", -1),
+        ("steps_per_call", -1),
+        ("checkpoint_epochs", 0),
+        ("checkpoint_steps", -1),
+        ("keep", 0),
+        ("eval_batch_size", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, npz, field, value):
+    with pytest.raises(Refused, match=rf"run\.{field} is {value}; expected a number in \["):
+        run(tmp_path / "runs", tiny.recipe(npz), **{field: value})
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_workdir_is_refused(tmp_path, npz):
+    (tmp_path / "runs").mkdir(mode=0o555)
+    with pytest.raises(Refused, match="cannot be written .Permission denied.; choose another --workdir"):
+        run(tmp_path / "runs", tiny.recipe(npz))
