@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
+import configs
 from kdjax import checkpoints, console, metrics, provenance, report, stages, train
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe, from_dict
@@ -38,8 +39,8 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             help_text = "A configuration file and names, e.g. configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd"
-            holder.append(config_flags.DEFINE_config_file("config", default, help_text))
-            return flags.FLAGS(argv)
+            holder.append(config_flags.DEFINE_config_file("config", _located(default), help_text))
+            return flags.FLAGS([*map(_located, argv)])
         except Exception as error:  # absl and ml_collections raise nearly every type here
             _leave(_flag_sentence(error), train.EXIT_REFUSED)
         raise AssertionError("unreachable")
@@ -55,6 +56,7 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
         except OSError as error:
             _leave(_flag_sentence(error), train.EXIT_REFUSED)
         try:
+            distinct("config.seeds", config.seeds, int)
             run(config)
         except Refused as error:
             _leave(str(error), train.EXIT_REFUSED)
@@ -64,6 +66,8 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
             _leave(str(error), train.EXIT_INTERRUPTED)
         except OSError as error:
             _leave(str(error), train.EXIT_IO)
+        except KeyboardInterrupt:
+            _leave("interrupted; what is finished stays, run the same command to go on.", train.EXIT_INTERRUPTED)
         except Exception:  # what nobody foresaw keeps its traceback and gets the internal exit code
             traceback.print_exc()
             sys.exit(train.EXIT_INTERNAL)
@@ -71,11 +75,30 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def _located(text: str) -> str:
+    """`configs/...`, in --config= or alone, of the installed project where the current directory has no such file."""
+    flag, equals, name = text.rpartition("=")
+    path, colon, names = name.partition(":")
+    installed = Path(configs.__file__).parents[1] / path
+    if flag in ("", "--config") and path.startswith("configs/") and not Path(path).exists() and installed.is_file():
+        return f"{flag}{equals}{installed}{colon}{names}"
+    return text
+
+
+def distinct(what: str, found: Sequence[Any], kind: type) -> None:
+    """Refuses replicates or settings that are none, of another kind, or named twice and so counted twice."""
+    wrong = [x for x in found if isinstance(x, bool) or not isinstance(x, kind | int)]
+    if not found or wrong or len({*found}) < len(found):
+        raise Refused(f"{what} is {tuple(found)}; expected one or more different {kind.__name__}s, like ({kind(1)},).")
+
+
 def _flag_sentence(error: Exception) -> str:
     """One sentence from what absl and ml_collections raise; our own refusal inside their report is taken out of it."""
     text = str(error).replace("\\n", " ").replace("\\'", "'")
     if found := re.search(r"kdjax\.errors\.Refused: (.*)", text, re.DOTALL):
         return found[1].strip()
+    if "get_config" in text:
+        return "--config names a file without get_config; expected a configuration such as configs/digits.py."
     if isinstance(error, AttributeError | KeyError) and (found := re.search(r"(\w+)\W+(Did you mean (\S+).*)?", text)):
         hint = f"did you mean {found[3]}?" if found[3] else "see configs/base.py for the fields."
         return f"the configuration has no field {found[1]!r}; {hint}"

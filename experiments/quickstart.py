@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from kdjax import checkpoints, metrics, provenance, report, train
+from kdjax.errors import Refused
 from kdjax.recipes import Recipe
 from kdjax.stages import Stage
 
@@ -24,13 +25,15 @@ Groups = dict[str, list[Stage]]
 
 def at_temperature(student: Recipe, T: float) -> Recipe:
     """The student's recipe with that distillation temperature."""
-    assert student.distill is not None
+    if student.distill is None:
+        raise Refused("the quickstart compares distilled students; set config.recipe.student.distill.method, e.g. kd.")
     options = tuple(sorted({**dict(student.distill.options), "T": float(T)}.items()))
     return dataclasses.replace(student, distill=dataclasses.replace(student.distill, options=options))
 
 
 def declare(config: ConfigDict) -> Groups:
     """Table rows -> their stages, one a seed."""
+    common.distinct("config.recipe.temperatures", config.recipe.temperatures, float)
     groups: Groups = {}
     for seed in config.seeds:
         calibrated, student = common.pair(config, seed)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -112,6 +113,8 @@ class Recipe:
                 raise Refused(f"distill.weights is {self.distill.weights}; expected () or two numbers (hard, soft).")
             for w in self.distill.weights:
                 within("distill.weights", w, 0)
+            if self.distill.weights and not any(self.distill.weights):
+                raise Refused(f"distill.weights is {self.distill.weights}, a loss of zero; expected one above 0.")
             if self.distill.weights and self.distill.alpha != Distill.alpha:
                 raise Refused(
                     f"distill has alpha={self.distill.alpha} and weights={self.distill.weights}, and only the weights "
@@ -128,7 +131,11 @@ class Recipe:
         one_of("precision", self.precision, ("float32", "bfloat16"))
         one_of("select", self.select, ("best", "last"))
         transforms.build(self.transform)
+        within("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0, self.epochs, open_high=True)
+        for milestone in self.optimizer.milestones:
+            within("optimizer.milestones", milestone, 0, self.epochs, open_low=True, open_high=True)
         _optimizer(self.optimizer, self.epochs, 1000)
+        self.canonical()
         return self
 
     def canonical(self) -> str:
@@ -143,7 +150,26 @@ class Recipe:
             given = _given(self.distill.method, self.distill.options)
             changes["distill"] = dataclasses.replace(self.distill, options=given)
         fields = dataclasses.asdict(dataclasses.replace(self, **changes))
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        try:
+            return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except ValueError as error:
+            name = next(name for name, value in _numbers(fields) if not math.isfinite(value))
+            raise Refused(f"{name} is {dict(_numbers(fields))[name]}; expected a finite number.") from error
+
+
+def _numbers(value: Any, name: str = "recipe") -> Iterator[tuple[str, float]]:
+    """(dotted name, number) of every float in nested dicts and tuples; an option, a pair, goes by its own name."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}.{key}")
+    elif isinstance(value, tuple | list):
+        if len(value) == 2 and isinstance(value[0], str):
+            yield from _numbers(value[1], f"{name}.{value[0]}")
+        else:
+            for inner in value:
+                yield from _numbers(inner, name)
 
 
 def _given(method: str, options: Options) -> Options:
@@ -181,7 +207,9 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
 
 
 def _tupled(value: Any) -> Any:
-    """Lists, as JSON has them, to tuples at every depth: a recipe is hashable."""
+    """Lists and mappings, as JSON has them, to tuples (of pairs) at every depth: a recipe is hashable."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((key, _tupled(inner)) for key, inner in value.items()))
     return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
 
 

@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except ValueError as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"{path} is not an .npz of plain arrays ({error}); write it by np.savez.") from error
+        raise Refused(f"{path} is not an .npz of plain arrays; expected a file written by np.savez.") from error
 
 
 def _member(path: Path, archive, key: str) -> np.ndarray:

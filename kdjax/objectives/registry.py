@@ -28,6 +28,10 @@ def checked(name: str, given: Mapping[str, Any], role: str | None = None) -> dic
       Refused: unknown method or option, with the nearest names; or a method of the other role.
     """
     names = [n for n, m in METHODS.items() if role is None or m.role == role]
+    if name in METHODS and name not in names:
+        raise Refused(
+            f"{name!r} is a {METHODS[name].role} and stands where a {role} is expected; known: {', '.join(names)}."
+        )
     one_of(role or "method", name, names)
     defaults = options(name)
     for key in given:

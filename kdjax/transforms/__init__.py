@@ -121,6 +121,8 @@ def build(names: Sequence[Entry], *, num_classes: int | None = None) -> Transfor
 def _make(entry: Entry, num_classes: int | None) -> Transform:
     pair = (entry,) if isinstance(entry, str) else entry
     name, options = (*pair, {})[:2] if isinstance(pair, list | tuple) and len(pair) in (1, 2) else (None, {})
+    if isinstance(options, list | tuple) and all(isinstance(o, list | tuple) and len(o) == 2 for o in options):
+        options = dict(options)  # pairs: a recipe holds no dict, because it is hashed
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise Refused(f"transform entry is {entry!r}; expected a name or (name, {{option: value}}).")
     factory = TRANSFORMS[one_of("transform", name, TRANSFORMS)]

@@ -1,0 +1,135 @@
+"""Odd flags and files at the door: one sentence, exit code 2, and nothing compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import digits
+from experiments import common, quickstart
+from kdjax import data, transforms
+from kdjax.errors import Refused
+from kdjax.recipes import Data, Optimizer, Recipe, from_dict, parts
+from tests import tiny
+from tests.processes import ROOT, environment
+
+
+def refused(module: str, *flags: str, cwd=ROOT) -> str:
+    """The sentence of a command that must be refused."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--plan", *flags],
+        cwd=cwd,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr and lines[-1].startswith("refused: "), done.stderr
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "flag", "sentence"),
+    [
+        ("distill", "--config.seeds=()", "config.seeds is (); expected one or more different ints"),
+        ("distill", "--config.seeds=(0,0)", "config.seeds is (0, 0); expected one or more different ints"),
+        ("distill", "--config.recipe.data.noise=nan", "noise is nan"),
+        ("distill", "--config=configs/base.py", "a file without get_config"),
+        ("quickstart", "--config.recipe.temperatures=()", "config.recipe.temperatures is ()"),
+        ("quickstart", "--config.recipe.student.distill.method=", "set config.recipe.student.distill.method"),
+    ],
+)
+def test_flags_are_refused_in_a_sentence(tmp_path, module, flag, sentence):
+    assert sentence in refused(module, f"--workdir={tmp_path}", flag)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("found", [(), (1.0, 1.0), ("a",), (True,)])
+def test_settings_that_are_compared_are_distinct_numbers(found):
+    config = digits.get_config()
+    with config.unlocked():
+        config.recipe.temperatures = found
+    with pytest.raises(Refused, match="config.recipe.temperatures is .*; expected one or more different floats"):
+        quickstart.declare(config)
+    common.distinct("it", (1, 4.0), float)
+
+
+def test_configs_are_found_from_any_directory(tmp_path):
+    """An installed project is used from elsewhere: the default and every `configs/...` are the project's own."""
+    assert "'mdcaa' in the config string" in refused("distill", "--config=configs/digits.py:mdcaa", cwd=tmp_path)
+    assert "seeds is ()" in refused("distill", "--config.seeds=()", cwd=tmp_path)
+    assert "nothing.py does not exist" in refused("distill", "--config=configs/nothing.py", cwd=tmp_path)
+
+
+def test_a_config_of_the_current_directory_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert common._located("--config=configs/digits.py:kd") == f"--config={ROOT}/configs/digits.py:kd"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").touch()
+    for text in ("--config=configs/digits.py:kd", "configs/digits.py", "--config.recipe.data.path=configs/cifar10.py"):
+        assert common._located(text) == text
+
+
+STEPS = {"schedule": "multistep", "lr": 0.1}
+CASES = {
+    "learning rate": ({"optimizer": Optimizer(lr=float("nan"))}, "lr is nan; expected a number in"),
+    "infinite": ({"optimizer": Optimizer(lr=float("inf"))}, "lr is inf; expected a finite number"),
+    "option": ({"method": "mdca", "options": (("beta", float("nan")),)}, r"beta is nan"),
+    "noise": ({"data": Data(noise=float("inf"))}, r"data\.noise is inf; expected a finite number"),
+    "late milestone": ({"optimizer": Optimizer(milestones=(100.0,), **STEPS)}, r"milestones is 100.0; .* in \(0, 2\)"),
+    "early milestone": ({"optimizer": Optimizer(milestones=(-1.0,), **STEPS)}, r"milestones is -1.0; .* in \(0, 2\)"),
+    "warm-up": ({"optimizer": Optimizer(warmup_epochs=9.0)}, r"warmup_epochs is 9.0; expected a number in \[0, 2\)"),
+    "distiller": ({"method": "kd"}, "'kd' is a distiller and stands where a calibrator is expected"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recipes_are_refused_in_the_units_they_are_written_in(case):
+    changes, sentence = CASES[case]
+    with pytest.raises(Refused, match=sentence):
+        tiny.recipe("", **changes).check()
+
+
+def test_a_recipe_that_is_not_finite_has_no_id():
+    with pytest.raises(Refused, match=r"recipe\.optimizer\.lr is nan"):
+        tiny.recipe("", optimizer=Optimizer(lr=float("nan"))).canonical()
+
+
+def test_weights_of_zero_are_refused():
+    recipe = tiny.student("")
+    with pytest.raises(Refused, match=r"distill.weights is \(0.0, 0.0\), a loss of zero"):
+        dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, weights=(0.0, 0.0))).check()
+
+
+def test_transforms_take_options_through_a_recipe():
+    """A recipe is hashed, so it holds pairs where JSON and Python have a dict."""
+    recipe = from_dict(Recipe, {"transform": [["pad_crop", {"padding": 2}], "flip"], "batch_size": 16})
+    assert recipe.transform == (("pad_crop", (("padding", 2),)), "flip")
+    own = data.from_arrays(train=tiny.arrays(40, 0), test=tiny.arrays(8, 1), num_classes=tiny.CLASSES)
+    assert parts(recipe.check(), own).transform is parts(recipe, own).transform
+    assert transforms.build((("pad_crop", (("padding", 2),)),))
+    with pytest.raises(Refused, match="has no option 'paddin'; did you mean padding"):
+        transforms.build((("pad_crop", (("paddin", 2),)),))
+
+
+def test_an_unreadable_npz_is_not_answered_by_advice_to_unpickle_it(tmp_path):
+    path = tmp_path / "junk.npz"
+    path.write_bytes(b"hello")
+    with pytest.raises(Refused, match="is not an .npz of plain arrays; expected a file written by np.savez") as found:
+        data.load("arrays", path=str(path), num_classes=2)
+    assert "allow_pickle" not in str(found.value)
+
+
+def test_a_path_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(Refused, match="there is no file"):
+        data.load("arrays", path=os.fspath(tmp_path), num_classes=2)
+    np.savez(tmp_path / "one.npz", inputs=np.ones((3, 4), np.float32), label=np.zeros(3, np.int64))
+    with pytest.raises(Refused, match="does not say how many classes"):
+        data.load("arrays", path=str(tmp_path / "one.npz"))
