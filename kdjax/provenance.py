@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 
+import kdjax
+
 
 def environment(seconds: float | None = None) -> dict[str, Any]:
     """Versions, commit, device and wall seconds of a run."""
-    names = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     commit = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -23,7 +25,8 @@ def environment(seconds: float | None = None) -> dict[str, Any]:
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
         ).stdout.strip()
     return {
-        "versions": {n: importlib.metadata.version(n) for n in names},
+        # Not from metadata: a source tree that was never installed has none.
+        "versions": {"kdjax": kdjax.__version__, **{n: importlib.metadata.version(n) for n in names}},
         "python": platform.python_version(),
         "commit": commit,
         "device": processor() if device.platform == "cpu" else device.device_kind,
