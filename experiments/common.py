@@ -97,6 +97,8 @@ def _flag_sentence(error: Exception) -> str:
     text = str(error).replace("\\n", " ").replace("\\'", "'")
     if found := re.search(r"kdjax\.errors\.Refused: (.*)", text, re.DOTALL):
         return found[1].strip()
+    if "Is a directory" in text or "empty string" in text:
+        return "--config names no file; expected a configuration such as configs/digits.py."
     if "get_config" in text:
         return "--config names a file without get_config; expected a configuration such as configs/digits.py."
     if isinstance(error, AttributeError | KeyError) and (found := re.search(r"(\w+)\W+(Did you mean (\S+).*)?", text)):

@@ -42,6 +42,8 @@ def refused(module: str, *flags: str, cwd=ROOT) -> str:
         ("distill", "--config.seeds=(0,0)", "config.seeds is (0, 0); expected one or more different ints"),
         ("distill", "--config.recipe.data.noise=nan", "noise is nan"),
         ("distill", "--config=configs/base.py", "a file without get_config"),
+        ("distill", "--config=", "--config names no file; expected a configuration such as configs/digits.py"),
+        ("distill", "--config=configs", "--config names no file"),
         ("quickstart", "--config.recipe.temperatures=()", "config.recipe.temperatures is ()"),
         ("quickstart", "--config.recipe.student.distill.method=", "set config.recipe.student.distill.method"),
     ],
