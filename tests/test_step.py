@@ -105,6 +105,42 @@ def test_resume_is_exact_at_every_position(method, model):
         chex.assert_trees_all_equal(jax.tree.map(np.asarray, whole), jax.tree.map(np.asarray, rest))
 
 
+def test_training_moves_the_running_statistics_and_prediction_uses_them():
+    trainer = Trainer(task(model="conv_tiny", epochs=1, transform=()), devices=1)
+    before = jax.tree.map(np.asarray, trainer.init().batch_stats)
+    state, _ = run(trainer)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, jax.tree.map(np.asarray, state.batch_stats))
+    assert jax.tree.leaves(moved) and all(jax.tree.leaves(moved))
+    # In evaluation an example's logits do not depend on its neighbours.
+    single = Trainer(trainer.task, devices=1, eval_batch_size=1)
+    split = trainer.task.dataset.test
+    together, apart = trainer.predict(state.variables, split), single.predict(state.variables, split)
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
+
+
+def test_every_step_and_every_seed_draws_anew():
+    """Randomness is a function of (seed, step): no step repeats another's, and a repetition repeats all."""
+
+    def drawn(key, batch):
+        return batch._replace(inputs=batch.inputs * 0 + jax.random.uniform(key))
+
+    objective = objectives.stateless("drawn", lambda b, output, _: output.logits.sum(-1) * 0 + b.inputs.mean())
+    made = task(epochs=2)
+    made = made._replace(parts=made.parts._replace(objective=objective, transform=drawn))
+    losses = [run(Trainer(made._replace(seed=seed), devices=1))[1] for seed in (0, 1, 0)]
+    assert len({*losses[0], *losses[1]}) == 16
+    np.testing.assert_array_equal(losses[0], losses[2])
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    objective = objectives.stateless("seen", lambda b, output, _: output.logits.sum(-1) * 0 + b.index)
+    made = task(epochs=2, transform=())
+    _, seen = run(Trainer(made._replace(parts=made.parts._replace(objective=objective)), devices=1))
+    first, second = seen[:4], seen[4:]  # each a mean over its batch: N - 1 over two on the whole, whatever the order
+    np.testing.assert_allclose([first.mean(), second.mean()], 63 / 2)
+    assert not np.array_equal(first, second) and not np.array_equal(np.sort(first), np.sort(second))
+
+
 def test_teacher_is_never_changed_and_sees_the_students_pixels():
     made = taught(transform=("pad_crop", "flip"))
     before = jax.tree.map(np.array, made.teacher.variables)
