@@ -107,8 +107,8 @@ def notes(config: ConfigDict, environment: dict) -> list[str]:
         "calibration and selection; the test split is read once.",
         f"Measured on {environment['device']}, {environment['cpus']} cores, jax {environment['versions']['jax']}.",
         "ECE: top-label, 15 equal-width bins. ACE: top-label, equal-mass bins.",
-        "An interval resamples the paired differences of the seeds: with few of them it cannot leave their range and is "
-        "shown for scale, not as a test.",
+        "An interval resamples the paired differences of the seeds: with few of them it cannot leave their range and "
+        "is shown for scale, not as a test.",
     ]
 
 
