@@ -139,9 +139,7 @@ def _close(found: np.ndarray, wanted: np.ndarray, rtol: float, atol: float, what
     assert worst <= 0, f"{what}: largest error {error.max():.3e} is beyond atol {atol:g} + rtol {rtol:g}"
 
 
-def match(
-    case: Case, found: Any, name: Any = "loss", *, rtol: float | None = None, atol: float | None = None
-) -> None:
+def match(case: Case, found: Any, name: Any = "loss", *, rtol: float | None = None, atol: float | None = None) -> None:
     """Asserts that `found` is the expected value called `name` (or is close to the array `name`)."""
     found = np.asarray(found, np.float64)
     compared(case)

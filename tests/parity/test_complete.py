@@ -6,9 +6,7 @@ from pathlib import Path
 
 from tests.parity import golden
 
-MODULES = sorted(
-    path.stem for path in Path(__file__).parent.glob("test_*.py") if path.stem != "test_complete"
-)
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py") if path.stem != "test_complete")
 
 
 def test_every_golden_variant_is_declared_exactly_once():
