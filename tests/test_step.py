@@ -116,6 +116,11 @@ def test_training_moves_the_running_statistics_and_prediction_uses_them():
     split = trainer.task.dataset.test
     together, apart = trainer.predict(state.variables, split), single.predict(state.variables, split)
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
+    # It is the model on normalised inputs, as in training, and without augmentation.
+    own = trainer.task.dataset
+    x = ((split.inputs / own.scale - np.array(own.mean)) / np.array(own.std)).astype(np.float32)
+    expected = trainer.task.parts.model.apply(state.variables, x, False, None)[0].logits
+    np.testing.assert_allclose(together, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_step_and_every_seed_draws_anew():

@@ -8,10 +8,11 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, console, stages, train
+from kdjax import checkpoints, console, stages, step, train, trainer
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
@@ -101,13 +102,37 @@ def test_select_last_writes_the_last_epoch_only(tmp_path, npz, monkeypatch):
     saved = []
     original = checkpoints.Checkpoints.save
 
-    def save(self, step, *rest, **more):
-        saved.append((self.directory.name, step))
-        return original(self, step, *rest, **more)
+    def save(self, at, *rest, **more):
+        saved.append((self.directory.name, at))
+        return original(self, at, *rest, **more)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
     run(tmp_path, tiny.recipe(npz, epochs=3, select="last"), checkpoint_epochs=10)
     assert saved == [("selected", 12), ("checkpoints", 12)]
+
+
+def test_what_was_selected_after_the_state_that_is_resumed_is_dropped(tmp_path, npz, monkeypatch):
+    """Killed between the two saves of an epoch; another device count may compute other bits the second time."""
+    recipe = tiny.recipe(npz, epochs=3, select="last")
+    clean, _ = run(tmp_path / "clean", recipe)
+    original = checkpoints.Checkpoints.save
+
+    def save(self, at, *rest, **more):
+        if self.directory.name == "checkpoints" and at == 12:
+            raise KeyboardInterrupt
+        return original(self, at, *rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.Checkpoints, "save", save)
+        run(tmp_path / "hurt", recipe)
+    store = checkpoints.Checkpoints(Stage(recipe).directory(tmp_path / "hurt") / "selected")
+    like = trainer.abstract(trainer.task(recipe, stages.dataset(recipe.data)), step.mesh(1)).variables
+    found = store.restore(like)
+    assert found is not None and found.step == 12
+    store.rewind(-1)
+    store.save(12, jax.tree.map(lambda x: np.asarray(x) + 1, found.tree))
+    again, _ = run(tmp_path / "hurt", recipe)
+    np.testing.assert_array_equal(again.logits("test")[0], clean.logits("test")[0])
 
 
 def test_a_damaged_recipe_file_is_written_anew(tmp_path, npz):
