@@ -100,16 +100,20 @@ WEIGHTINGS: dict[str, Callable[[Array, Any], Array]] = {
 }
 
 
-def _raw(log_p: Array, log_q: Array, weight: Array | None) -> tuple[Array, Mapping[str, Array]]:
+Control = Callable[[Array, Array, Array | None, Any], tuple[Array, Mapping[str, Array]]]
+
+
+def _raw(log_p: Array, log_q: Array, weight: Array | None, wanted: Any) -> tuple[Array, Mapping[str, Array]]:
     return log_q, {}
 
 
-def _same_entropy(log_p: Array, log_q: Array, weight: Array | None) -> tuple[Array, Mapping[str, Array]]:
-    log_q, T = targets.match_entropy(log_p, weighted_mean(targets.entropy(log_q), weight), weight)
+def _same_entropy(log_p: Array, log_q: Array, weight: Array | None, wanted: Any) -> tuple[Array, Mapping[str, Array]]:
+    own = weighted_mean(targets.entropy(log_q), weight)
+    log_q, T = targets.match_entropy(log_p, jnp.where(jnp.asarray(wanted) > 0, wanted, own), weight)
     return log_q, {"control_T": T}
 
 
-CONTROLS: dict[str, Callable[[Array, Array, Array | None], tuple[Array, Mapping[str, Array]]]] = {
+CONTROLS: dict[str, Control] = {
     "none": _raw,
     "entropy": _same_entropy,
 }
@@ -154,6 +158,7 @@ def distil(
     weighting: str = "none",
     target: str = "none",
     control: str = "none",
+    control_entropy: Any = 0.0,
     eta: Any = 0.5,
     m: Any = 0.7,
     c: Any = 0.0,
@@ -180,6 +185,8 @@ def distil(
         rest). All but "none" need labels. Formulas and ranges: `kdjax.targets`.
       control: "entropy" replaces the shaped target by the raw teacher, tempered by the one T at which the batch's mean
         entropy is that of the shaped target; logged as `control_T`. What shaping gains over this is not softening.
+      control_entropy: > 0: the mean entropy in nats that the control takes instead, such as the `entropy` in a DUS
+        teacher's result.json: the ordinary teacher, as soft as that one. 0: the shaped target's.
       near: [K, K] booleans, row y the classes that share y's meaning (N); (): the class alone.
       near_mass, far_mass: q(N) >= near_mass, q(W) <= far_mass.
       far: W: "mistake", the teacher's wrong top class (as CUD uses it), or "rest", everything outside N.
@@ -196,6 +203,9 @@ def distil(
     one_of("weighting", weighting, WEIGHTINGS)
     one_of("target", target, TARGETS)
     one_of("control", control, CONTROLS)
+    within("control_entropy", control_entropy, 0)
+    if control == "none" and isinstance(control_entropy, int | float) and control_entropy:
+        raise Refused(f"control_entropy is {control_entropy} and control is 'none'; set control='entropy' as well.")
     one_of("distance", distance, ("kl", "l2"))
     one_of("far", far, ("mistake", "rest"))
     within("eta", eta, 0, 1, open_low=True)
@@ -221,7 +231,7 @@ def distil(
         if known:
             logs["firing_rate"] = targets.mistaken(log_p, labels)
         logs = {name: weighted_mean(rate.astype(jnp.float32), batch.weight) for name, rate in logs.items()}
-        log_q, more = CONTROLS[control](log_p, shaped, batch.weight)
+        log_q, more = CONTROLS[control](log_p, shaped, batch.weight, control_entropy)
         # A row left alone keeps the teacher's own logits: where the student agrees, loss and gradient are exactly 0.
         log_q = jnp.where(_moved(log_q, log_p)[:, None], log_q, t / jnp.asarray(T_c, t.dtype))
         loss = kd(z, log_q, T=T, divergence=divergence)

@@ -97,6 +97,15 @@ def test_the_control_has_the_mean_entropy_of_the_shaped_target_and_none_of_its_s
     assert abs(float(wanted) - float(run(build("cud"))[0])) > 1e-3
 
 
+def test_the_control_can_take_the_entropy_of_another_teacher():
+    value, logs, _, _ = run(build("kd", control="entropy", control_entropy=1.2))
+    tempered = targets.temper(T, logs["control_T"])
+    np.testing.assert_allclose(jnp.mean(targets.entropy(tempered)), 1.2, rtol=1e-5)
+    np.testing.assert_allclose(value, jnp.mean(distillation.kd(Z, tempered, T=4.0)), rtol=1e-4)
+    with pytest.raises(Refused, match="set control='entropy' as well"):
+        build("kd", control_entropy=1.2)
+
+
 def test_projection_options_reach_the_projection():
     near = np.eye(K, dtype=bool) | np.eye(K, dtype=bool)[:, ::-1]
     log_p = targets.temper(T, 1.0)
