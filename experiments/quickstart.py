@@ -104,7 +104,7 @@ def notes(config: ConfigDict, environment: dict) -> list[str]:
     return [
         f"Data: scikit-learn digits with additive noise of sd {data.noise:g} of the pixel range, "
         f"{data.train_examples} training examples, {data.calibration_fraction:.0%} of the training data held out for "
-        "calibration and selection; the test split is read once.",
+        "calibration; the test split is read once.",
         f"Measured on {environment['device']}, {environment['cpus']} cores, jax {environment['versions']['jax']}.",
         "ECE: top-label, 15 equal-width bins. ACE: top-label, equal-mass bins.",
         "An interval resamples the paired differences of the seeds: with few of them it cannot leave their range and "

@@ -32,8 +32,9 @@ def block(stored: dict[str, Any]) -> str:
         lines.append(f"- {common.difference_sentence(where, found['ece'])}")
     e = stored["environment"]
     versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
-    seeds = len(stored["seeds"])
-    lines += ["", f"Test split, mean ± sd over n = {seeds} seed{'s' * (seeds > 1)}; {e['device']}, {e['cpus']} cores;"]
+    n = len(stored["seeds"])
+    shown = f"mean ± sd over n = {n} seeds" if n > 1 else "one seed, so no spread"
+    lines += ["", f"Test split, {shown}; {e['device']}, {e['cpus']} cores;"]
     lines += [f"{versions}; commit {e['commit'][:12]}.", ""]
     return "\n".join(lines)
 

@@ -174,9 +174,6 @@ class Checkpoints:
             )
         return None
 
-    def close(self) -> None:
-        """Nothing is pending after a save; kept so that a caller need not know."""
-
     def _write(self, step: int, final: Path, leaves: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         needed = sum(leaf.nbytes for leaf in leaves.values())
         working = self.directory / broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")

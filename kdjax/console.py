@@ -67,6 +67,7 @@ class Live:
             transient=True,
         )
         self._task: int | None = None
+        self._head, self._epochs = "", 1
         self._progress.start()
 
     def stage(self, name: str, position: int, total: int, epochs: int, note: str = "") -> None:
@@ -77,11 +78,14 @@ class Live:
             self._progress.console.print(f"{head}: {note}")
             self._task = None
             return
+        self._head, self._epochs = head, epochs
         self._task = self._progress.add_task(head, total=epochs, text="compiling")
 
     def epoch(self, epoch: int, loss: float, text: str) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=epoch, text=f"loss {loss:.4f} {text}")  # type: ignore[arg-type]
+            if epoch == self._epochs:
+                self._progress.console.print(f"{self._head}: loss {loss:.4f} {text}")
 
     def message(self, text: str) -> None:
         self._progress.console.print(text)

@@ -28,7 +28,7 @@ def broadcast(text: str) -> str:
 
 
 def on_primary(work: Callable[[], Any]) -> Any:
-    """Runs `work` on process 0 alone, while the others wait; its JSON-able result, or its refusal, reaches all."""
+    """Runs `work` on process 0 alone, while the others wait; its JSON-able result, or what it raised, reaches all."""
     if jax.process_count() == 1:
         return work()
     answer: dict[str, Any] = {}
@@ -36,17 +36,19 @@ def on_primary(work: Callable[[], Any]) -> Any:
     if is_primary():
         try:
             answer["value"] = work()
-        except (Refused, OSError) as error:
+        except Exception as error:  # whatever it is, the others must hear of it rather than wait for ever
             failure = error
-            answer[type(failure).__name__ if isinstance(failure, Refused) else "OSError"] = str(error)
+            kind = next((k for k, known in _RAISED.items() if isinstance(error, known)), "RuntimeError")
+            answer = {"raised": kind, "text": str(error)}
     answer = json.loads(broadcast(json.dumps(answer)))
     if failure is not None:
         raise failure
-    if "Refused" in answer:
-        raise Refused(answer["Refused"])
-    if "OSError" in answer:
-        raise OSError(answer["OSError"])
+    if "raised" in answer:
+        raise _RAISED[answer["raised"]](answer["text"])
     return answer["value"]
+
+
+_RAISED: dict[str, type[Exception]] = {"Refused": Refused, "OSError": OSError, "RuntimeError": RuntimeError}
 
 
 def any_process(flag: bool) -> bool:

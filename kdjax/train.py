@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import os
@@ -116,7 +118,6 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
     made = task(stage.recipe, own)
     store = checkpoints.Checkpoints(stage.directory(workdir) / "selected", keep=1)
     restored = store.restore(abstract(made, step.mesh()).variables)
-    store.close()
     if restored is None:
         raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
     return made.parts, restored.tree
@@ -179,10 +180,38 @@ def run_stage(
 
 
 def read_result(stage: Stage, workdir: Path, reused: bool = True) -> Result:
-    """The result of a finished stage, from its files."""
+    """The result of a finished stage, from its files.
+
+    Metrics are functions of the stored logits: those in `result.json` are read if the same code made them, and measured
+    again if the metrics have changed since, so that one table never mixes two definitions.
+    """
     directory = stage.directory(workdir)
     stored = checkpoints.read_json(directory / "result.json")
-    return Result(stage, directory, stored["metrics"], stored["epoch"], reused)
+    result = Result(stage, directory, stored["metrics"], stored["epoch"], reused)
+    if stored["ruler"] == _ruler():
+        return result
+    return result._replace(metrics=_measure(stage, workdir, {s: result.logits(s) for s in ("calibration", "test")}))
+
+
+@functools.cache
+def _ruler() -> str:
+    """SHA-256 over the sources of what measures."""
+    rooms = [Path(room.__file__ or "").parent for room in (metrics, posthoc)]
+    return hashlib.sha256(b"".join(p.read_bytes() for room in rooms for p in sorted(room.glob("*.py")))).hexdigest()
+
+
+def _measure(
+    stage: Stage, workdir: Path, found: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, dict[str, float]]:
+    """Every metric of (logits, labels) by split; on the test split also what a temperature fitted on the calibration
+    split leaves, and how closely a student follows its teacher."""
+    scores = {split: metrics.evaluate(*pair) for split, pair in found.items()}
+    scores["test"] |= posthoc.refitted(*found["calibration"], *found["test"])
+    if stage.teacher is not None:
+        theirs = read_result(stage.teacher, workdir).logits("test")[0]
+        if theirs.shape == found["test"][0].shape:
+            scores["test"] |= metrics.teacher_fidelity(found["test"][0], theirs)
+    return scores
 
 
 @contextlib.contextmanager
@@ -235,9 +264,7 @@ class _Run:
         while int(state.step) < last:
             state = self._epoch(state)
         self._evaluate(began)
-        self.store.close()
         self.best.prune(1)
-        self.best.close()
         on_primary(lambda: checkpoints.write_manifest(self.directory) and None)
         return read_result(self.stage, self.workdir, reused=False)
 
@@ -343,24 +370,15 @@ class _Run:
         on_primary(lambda: self._write_results(logits, restored.step // self.task.steps_per_epoch, began))
 
     def _write_results(self, logits: Mapping[str, np.ndarray], epoch: int, began: float) -> None:
-        scores, splits = {}, self.task.dataset
         (self.directory / "logits").mkdir(exist_ok=True)
+        pairs = {}
         for name, found in logits.items():
-            split = getattr(splits, name)
+            split = getattr(self.task.dataset, name)
             stored = io.BytesIO()
             np.savez(stored, logits=found, label=split.label, index=split.index)
             checkpoints.write_bytes(self.directory / "logits" / f"{name}.npz", stored.getvalue())
-            scores[name] = metrics.evaluate(found, split.label)
-        scores["test"] |= posthoc.refitted(
-            logits["calibration"], splits.calibration.label, logits["test"], splits.test.label
-        )
-        scores["test"] |= self._fidelity(logits["test"])
-        checkpoints.write_json(self.directory / "result.json", {"epoch": epoch, "metrics": scores})
+            pairs[name] = (found, split.label)
+        scores = _measure(self.stage, self.workdir, pairs)
+        result = {"epoch": epoch, "metrics": scores, "ruler": _ruler()}
+        checkpoints.write_json(self.directory / "result.json", result)
         checkpoints.write_json(self.directory / "environment.json", provenance.environment(time.monotonic() - began))
-
-    def _fidelity(self, logits: np.ndarray) -> dict[str, float]:
-        """How closely a student follows its teacher on the test split, from the teacher's own stored logits."""
-        if self.stage.teacher is None:
-            return {}
-        theirs = read_result(self.stage.teacher, self.workdir).logits("test")[0]
-        return metrics.teacher_fidelity(logits, theirs) if theirs.shape == logits.shape else {}

@@ -122,3 +122,16 @@ def test_a_students_result_says_what_a_refit_leaves_and_how_faithful_it_is(npz, 
     assert found["agreement"] == pytest.approx((predicted == taught).mean())
     assert found["temperature"] > 0 and found["kl_to_teacher"] >= 0 and 0 <= found["ece_refit"] <= 1
     assert "agreement" not in theirs.metrics["test"] and "temperature" not in own.metrics["calibration"]
+
+
+def test_old_results_are_measured_again_when_the_metrics_have_changed(npz, tmp_path, monkeypatch):
+    teacher = Stage(tiny.recipe(npz))
+    student = Stage(tiny.student(npz), teacher)
+    results = train.run_all([student], train.Run(workdir=str(tmp_path), devices=1))
+    monkeypatch.setattr(train.metrics, "evaluate", lambda logits, labels: {"ece": -1.0, "top1": 0.0})
+    assert train.read_result(student, tmp_path).metrics == results[student.id].metrics, "the same code: what was stored"
+    monkeypatch.setattr(train, "_ruler", lambda: "another")
+    again = train.read_result(student, tmp_path).metrics
+    assert (
+        again["test"]["ece"] == -1.0 and again["test"]["agreement"] == results[student.id].metrics["test"]["agreement"]
+    )

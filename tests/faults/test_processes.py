@@ -49,7 +49,7 @@ def test_two_processes_train_and_save_as_one(tmp_path):
     assert run(tmp_path / "two", npz)[0].endswith("True"), "the second time both reuse it"
 
 
-def test_a_refusal_on_the_writing_process_reaches_run(tmp_path):
+def test_a_refusal_on_the_writing_process_reaches_both(tmp_path):
     npz = tiny.npz(tmp_path)
     directory = stages.Stage(tiny.recipe(npz, method="adafocal")).directory(tmp_path / "two")
     directory.mkdir(parents=True)
