@@ -257,7 +257,9 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
     folder = os.environ.get("OUT")
     path = Path(_JSON.value) if _JSON.value else Path(folder) / "benchmark.json" if folder else None
-    out: dict[str, Any] = {"command": ["python", "-m", "experiments.benchmark", *sys.argv[1:]]}
+    # What was typed, without where the numbers were to go.
+    typed = " ".join(a for a in sys.argv[1:] if "json" not in a)
+    out: dict[str, Any] = {"command": f"python -m experiments.benchmark {typed}".strip()}
     for name in [chosen] if chosen != "all" else SECTIONS:
         out[name] = plain(SECTIONS[name]())
     out["hardware"] = hardware()

@@ -49,7 +49,7 @@ def benchmark(stored: dict[str, Any]) -> str:
     step, found = stored["step"], stored["step"]["distillation"]
     lines = [
         "```",
-        " ".join(a for a in stored["command"] if "json" not in a),
+        stored["command"],
         "```",
         "",
         stored["hardware"]["text"] + ".",
