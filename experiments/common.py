@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
@@ -19,12 +20,16 @@ from rich.table import Table
 import configs
 from kdjax import checkpoints, console, metrics, provenance, report, stages, train
 from kdjax.errors import Refused
+from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Holds one directory per stage and the report; overrides config.run.workdir."
+)
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", None, "Join several processes: auto (Slurm, Open MPI, Kubernetes, TPU), or HOST:PORT,COUNT,INDEX."
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Print the stages, what is done and what the rest would cost; run nothing.")
 
@@ -56,6 +61,8 @@ def main(run: Callable[[ConfigDict], None], default: str) -> None:
         except OSError as error:
             _leave(_flag_sentence(error), train.EXIT_REFUSED)
         try:
+            if _DISTRIBUTED.value:
+                join(_DISTRIBUTED.value)
             distinct("config.seeds", config.seeds, int)
             run(config)
         except Refused as error:
@@ -90,6 +97,28 @@ def distinct(what: str, found: Sequence[Any], kind: type) -> None:
     wrong = [x for x in found if isinstance(x, bool) or not isinstance(x, kind | int)]
     if not found or wrong or len({*found}) < len(found):
         raise Refused(f"{what} is {tuple(found)}; expected one or more different {kind.__name__}s, like ({kind(1)},).")
+
+
+def join(how: str) -> None:
+    """Makes this process one of several, before JAX looks for devices.
+
+    Raises:
+      Refused: `how` is neither "auto" nor HOST:PORT,COUNT,INDEX, or there is no cluster to be found.
+    """
+    if how == "auto":
+        try:
+            return jax.distributed.initialize()
+        except ValueError as error:
+            raise Refused(
+                "--distributed=auto found no cluster here; say --distributed=HOST:PORT,COUNT,INDEX."
+            ) from error
+    found = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", how)
+    if found is None or int(found[3]) >= int(found[2]):
+        raise Refused(
+            f"--distributed is {how!r}; expected auto, or the coordinator's HOST:PORT, the number of processes and "
+            "this one's index from 0, such as --distributed=host0:9999,2,0."
+        )
+    jax.distributed.initialize(found[1], num_processes=int(found[2]), process_id=int(found[3]))
 
 
 def _flag_sentence(error: Exception) -> str:
@@ -144,16 +173,19 @@ def settings(config: ConfigDict) -> train.Run:
 
 
 def execute(config: ConfigDict, targets: Sequence[Stage]) -> dict[str, train.Result] | None:
-    """Runs the stages, or prints the plan and returns None under --plan."""
+    """Runs the stages and returns the results to the one process that reports; None elsewhere and under --plan."""
     run = settings(config)
     if _PLAN.value:
-        show_plan(stages.plan(targets, Path(run.workdir)))
+        rows = stages.plan(targets, Path(run.workdir))
+        if is_primary():
+            show_plan(rows)
         return None
-    reporter = console.reporter()
+    reporter = console.reporter() if is_primary() else console.Silent()
     try:
-        return train.run_all(targets, run, reporter)
+        results = train.run_all(targets, run, reporter)
     finally:
         reporter.close()
+    return results if is_primary() else None
 
 
 def show_plan(rows: Sequence[stages.Planned]) -> None:
@@ -198,9 +230,10 @@ def publish(config: ConfigDict, name: str, rows: Sequence[report.Row], **extra: 
 
 
 def command() -> str:
-    """What was typed, without where it was written to."""
-    given = sys.argv[1:]
-    typed = [a for before, a in zip(["", *given], given, strict=False) if "--workdir" not in (before, a.split("=")[0])]
+    """What was typed, without where it was written to and who else took part."""
+    given, left_out = sys.argv[1:], {"--workdir", "--distributed"}
+    pairs = zip(["", *given], given, strict=False)
+    typed = [a for before, a in pairs if not left_out & {before, a.split("=")[0]}]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return " ".join(["python -m", spec.name if spec else "experiments", *typed])
 

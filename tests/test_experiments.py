@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, both, environment
 
 FAST = (
     "--config.recipe.teacher.epochs=2",
@@ -72,3 +72,24 @@ def test_refusals_are_one_sentence_and_exit_code_2(tmp_path, flags, sentence):
     assert re.search(sentence, refused.stderr) and "Traceback" not in refused.stderr
     lines = [line for line in refused.stderr.strip().splitlines() if line.startswith("refused: ")]
     assert len(lines) == 1
+
+
+def test_an_experiment_in_two_processes(tmp_path):
+    """The same command twice: both train, one reports."""
+    small = [f"--config.recipe.{who}.{field}" for who in ("teacher", "student") for field in ("epochs=1", "model=mlp")]
+    printed = both(
+        lambda port, rank: [
+            *("-m", "experiments.distill", f"--workdir={tmp_path}", "--config.seeds=(0,)", *small),
+            f"--distributed=127.0.0.1:{port},2,{rank}",
+        ]
+    )
+    assert any("student: mlp kd" in line for line in printed[0]) and not any("mlp kd" in line for line in printed[1])
+    stored = json.loads((tmp_path / "distill.json").read_text())
+    assert stored["environment"]["processes"] == 2 and len(stored["rows"]) == 3
+    assert "distributed" not in stored["command"]
+
+
+@pytest.mark.parametrize("how", ["host", "host:1,2", "host:1,2,2"])
+def test_a_wrong_way_to_join_is_refused(tmp_path, how):
+    refused = run("distill", f"--workdir={tmp_path}", f"--distributed={how}")
+    assert refused.returncode == 2 and "expected auto, or the coordinator's HOST:PORT" in refused.stderr
