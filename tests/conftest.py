@@ -1,9 +1,33 @@
 """Two forced host devices for every test, so that sharding and pmap are exercised rather than skipped."""
 
+import contextlib
+import ctypes
+import gc
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The count of golden cases must reach the controller of xdist, which loads no conftest of a subfolder.
 pytest_plugins = ["tests.parity.counter"]
+
+STEP = 1.5e9
+"""Bytes by which a worker may grow before it forgets its compiled programs: thousands do not fit beside each other."""
+_limit = [STEP]
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def pytest_runtest_teardown():
+    with contextlib.suppress(OSError):  # not Linux: the whole suite in one process needs some 7 GB
+        if _resident() > _limit[0]:
+            import jax
+
+            jax.clear_caches()
+            gc.collect()
+            with contextlib.suppress(AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)  # else the freed memory stays with the process
+            _limit[0] = _resident() + STEP
