@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, console, stages, step, train, trainer
+from kdjax import checkpoints, claim, console, stages, step, train, trainer
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
@@ -217,8 +218,20 @@ def test_settings_out_of_range_are_refused(tmp_path, npz, field, value):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_workdir_is_refused(tmp_path, npz):
-    (tmp_path / "runs").mkdir(mode=0o555)
-    with pytest.raises(Refused, match="cannot be written .Permission denied.; choose another --workdir"):
-        run(tmp_path / "runs", tiny.recipe(npz))
+def test_a_read_only_workdir_is_refused():
+    """As somebody who may not write there: root, who may write everywhere, becomes nobody for the moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        root = os.geteuid() == 0
+        try:
+            if root:
+                os.seteuid(65534)
+            with (
+                pytest.raises(Refused, match="cannot be written .Permission denied.; choose another --workdir"),
+                claim.locked(Path(folder)),
+            ):
+                raise AssertionError("a directory nobody may write to was taken")
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(folder, 0o755)
