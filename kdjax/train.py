@@ -24,7 +24,7 @@ from kdjax.processes import any_process, on_primary
 from kdjax.recipes import Parts
 from kdjax.stages import Stage
 from kdjax.step import State
-from kdjax.trainer import Trainer, abstract, gather, refuse_divergence, task
+from kdjax.trainer import Diverged, Trainer, abstract, gather, refuse_divergence, task
 from kdjax.types import PyTree
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
@@ -334,6 +334,12 @@ class _Run:
     def _close_epoch(self, state: State, at: int, save: bool) -> State:
         split = self.task.dataset.calibration
         logits = self.trainer.predict(state.variables, split)
+        if not np.isfinite(logits).all():
+            # The last step's loss was taken before its update: what that update broke shows here first.
+            raise Diverged(
+                f"{self.stage.name}: logits of the calibration split are not finite after step {at}; the last "
+                "checkpoint is kept. Lower recipe optimizer.lr, or set optimizer.clip_norm."
+            )
         state = self.trainer.refresh(state, logits, split.label)
         scores = metrics.evaluate(logits, split.label)
         epoch = at // self.task.steps_per_epoch

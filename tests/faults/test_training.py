@@ -143,6 +143,15 @@ def test_a_diverged_run_stops_names_step_and_term_and_keeps_the_last_good_checkp
         assert checkpoints.verify_manifest(store.directory / str(number)) == []
 
 
+def test_an_update_that_breaks_the_network_at_an_epochs_last_step_is_a_divergence(tmp_path, npz):
+    """Its loss was still finite; nothing of it may be selected or saved."""
+    recipe = tiny.recipe(npz, epochs=2, batch_size=64, optimizer=tiny.Optimizer(lr=1e38, schedule="constant"))
+    with pytest.raises(Diverged, match="logits of the calibration split are not finite after step 1; the last"):
+        run_here(tmp_path, recipe)
+    directory = Stage(recipe).directory(tmp_path)
+    assert not (directory / "selected").exists() and not (directory / "checkpoints").exists()
+
+
 def test_a_directory_of_another_recipe_is_refused(tmp_path, npz):
     recipe = tiny.recipe(npz)
     directory = Stage(recipe).directory(tmp_path)
