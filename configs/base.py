@@ -31,7 +31,7 @@ def base() -> ConfigDict:
         {
             "recipe": {
                 "data": dataclasses.asdict(Data()),
-                # Teacher and student are two recipes on one data set; each has its own optimiser and length.
+                # Teacher and student are two recipes on one data set; each has its own optimizer and length.
                 "teacher": {**training, "options": {}},
                 "student": {**training, "options": {}, "distill": {**dataclasses.asdict(Distill()), "options": {}}},
                 # How many times the student's recipe is taught by its own outcome (experiments.generations).
@@ -39,7 +39,7 @@ def base() -> ConfigDict:
                 # Distillation temperatures that are compared (experiments.quickstart).
                 "temperatures": (1.0, 4.0),
             },
-            # One replicate a seed; the split is shared, initialisation, order and augmentation are not.
+            # One replicate a seed; the split is shared, initialization, order and augmentation are not.
             "seeds": (0,),
             "run": dataclasses.asdict(Run()),
         }

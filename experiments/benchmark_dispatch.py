@@ -42,7 +42,7 @@ def empty_trainer(leaves: int, calls: int) -> Trainer:
     """The real Trainer around it: NLL, SGD with momentum, no transform, one example a step, `calls` steps an epoch."""
     x, y = np.arange(calls + 2, dtype=np.float32)[:, None], np.zeros(calls + 2, np.int32)
     train, calibration, test = (x[2:], y[2:]), (x[:1], y[:1]), (x[1:2], y[1:2])
-    own = data.from_arrays(train, test, calibration, num_classes=2, normalisation="none")
+    own = data.from_arrays(train, test, calibration, num_classes=2, normalization="none")
     identity = chain()
     pieces = Parts(
         empty(leaves), objectives.build("nll"), optax.sgd(0.1, 0.9), optax.constant_schedule(0.1), identity, identity

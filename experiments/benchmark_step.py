@@ -139,7 +139,7 @@ def pixels(s: Settings, examples: int) -> Dataset:
     y = rng.integers(0, s.num_classes, examples + 2).astype(np.int32)
     train, calibration, test = (x[2:], y[2:]), (x[:1], y[:1]), (x[1:2], y[1:2])
     constants = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return data.from_arrays(train, test, calibration, num_classes=s.num_classes, normalisation=constants)
+    return data.from_arrays(train, test, calibration, num_classes=s.num_classes, normalization=constants)
 
 
 def work(s: Settings) -> Work:

@@ -1,4 +1,4 @@
-"""Calibrate a teacher and distil a student from it, per seed; the student's NLL twin stands beside it.
+"""Calibrate a teacher and distill a student from it, per seed; the student's NLL twin stands beside it.
 
 python -m experiments.distill --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd --plan
 python -m experiments.distill --config=configs/cifar100.py:cpu --workdir runs/c100

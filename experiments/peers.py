@@ -19,7 +19,7 @@ from kdjax.types import Batch, Model, PyTree, Transform
 
 
 class Hyper(NamedTuple):
-    """The numbers of the step that all contestants share; KD(C)'s optimiser, and a rate at which noise is harmless."""
+    """The numbers of the step that all contestants share; KD(C)'s optimizer, and a rate at which noise is harmless."""
 
     T: float = 4.0
     alpha: float = 0.9
@@ -108,7 +108,7 @@ class Torch:
 
     Args:
       student, teacher: names `wrn_<d>_<k>`.
-      images, labels: one batch, normalised [B, H, W, C] and integers, on the host.
+      images, labels: one batch, normalized [B, H, W, C] and integers, on the host.
 
     Raises:
       Absent: no torch, a network it does not know, or no CUDA build where JAX runs on a GPU.

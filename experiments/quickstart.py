@@ -1,4 +1,4 @@
-"""The whole path on real data in minutes: calibrate teachers, distil students, measure and report.
+"""The whole path on real data in minutes: calibrate teachers, distill students, measure and report.
 
     python -m experiments.quickstart --workdir runs/quickstart
 

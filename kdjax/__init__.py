@@ -1,4 +1,4 @@
-"""kdjax: train classifiers whose confidence can be trusted, and distil that trust into small ones, in JAX."""
+"""kdjax: train classifiers whose confidence can be trusted, and distill that trust into small ones, in JAX."""
 
 from kdjax import losses, metrics, models, objectives, optim, posthoc, step, targets, teachers, theory, transforms
 from kdjax.errors import Refused

@@ -269,7 +269,7 @@ def _refuse_other(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, t
     if parts:
         raise Refused(
             f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, "
-            "objective, optimiser or number of training examples: use that recipe, or another directory."
+            "objective, optimizer or number of training examples: use that recipe, or another directory."
         )
 
 

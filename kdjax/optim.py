@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, all of them optax's (floor 2)."""
+"""Optimizers and learning-rate schedules by name, all of them optax's (floor 2)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def build(
     clip_norm: float = 0.0,
     **shape: Any,
 ) -> optax.GradientTransformation:
-    """The optimiser.
+    """The optimizer.
 
         sgd    g <- clip(g) + λw;  v <- μv + g;  w <- w − lr·(g + μv if nesterov else v)
         adamw  w <- w − lr·(m̂/(√v̂ + 1e-8) + λw) on clip(g), β₁ = momentum, β₂ = 0.999

@@ -29,7 +29,7 @@ class Data:
     name: str = "digits"
     path: str = ""
     num_classes: int = 0
-    normalisation: str = ""
+    normalization: str = ""
     split_seed: int = 0
     calibration_fraction: float = 0.1
     train_examples: int = 0
@@ -40,7 +40,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Optimiser and schedule. Milestones and warm-up are in epochs; see `kdjax.optim.build`."""
+    """Optimizer and schedule. Milestones and warm-up are in epochs; see `kdjax.optim.build`."""
 
     name: str = "sgd"
     lr: float = 0.1
@@ -78,7 +78,7 @@ class Recipe:
     Attributes:
       method, options: the hard-label objective, a calibrator of the registry and its hyper-parameters.
       distill: the soft term, or None for a run without a teacher.
-      transform: augmentations by name, applied to raw pixels before normalisation.
+      transform: augmentations by name, applied to raw pixels before normalization.
       precision: compute dtype of the network; parameters, statistics and losses are float32 always.
       select: "best" keeps the epoch of the best calibration-split top-1 (the first of ties), "last" the last.
     """
@@ -262,9 +262,9 @@ def _parts(recipe: Recipe, num_classes: int, mean: tuple, std: tuple, scale: flo
         soft = objectives.build(recipe.distill.method, **soft_options)
         objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
         brought.append(_brought(recipe.distill.method, soft_options, num_classes))
-    normalise = transforms.normalise(mean, std, scale)
+    normalize = transforms.normalize(mean, std, scale)
     train = transforms.chain(
-        transforms.build(recipe.transform, num_classes=num_classes), *[t for t in brought if t is not None], normalise
+        transforms.build(recipe.transform, num_classes=num_classes), *[t for t in brought if t is not None], normalize
     )
     optimizer, schedule = _optimizer(recipe.optimizer, recipe.epochs, steps)
     return Parts(
@@ -273,7 +273,7 @@ def _parts(recipe: Recipe, num_classes: int, mean: tuple, std: tuple, scale: flo
         optimizer,
         schedule,
         train,
-        normalise,
+        normalize,
     )
 
 

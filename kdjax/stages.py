@@ -58,7 +58,7 @@ def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
     options = dataclasses.asdict(which)
     name = options.pop("name")
-    for key in ("path", "num_classes", "normalisation", "train_examples", "test_examples"):
+    for key in ("path", "num_classes", "normalization", "train_examples", "test_examples"):
         options[key] = options[key] or None
     return data.load(name, **options)
 
@@ -163,9 +163,9 @@ class Planned(NamedTuple):
 
     Attributes:
       status: "done" (its manifest verifies), "resumable" (it has checkpoints) or "missing".
-      steps: optimiser steps of the whole run; 0 for a stage that is done.
+      steps: optimizer steps of the whole run; 0 for a stage that is done.
       flops: estimated floating-point operations of those steps: forward once and backward twice for the student,
-        forward once for the teacher, as XLA counts the unoptimised forward pass.
+        forward once for the teacher, as XLA counts the unoptimized forward pass.
       state_bytes: the objective's memory (gamma and edges, or per-example history), which a checkpoint also holds.
     """
 

@@ -44,7 +44,7 @@ class Run:
       checkpoint_steps: save also every so many steps; 0 means only at epochs.
       keep: checkpoints kept per stage.
       devices: how many; 0 means all.
-      steps_per_call: optimiser steps scanned per compiled call; 0 chooses 1 on CPU, where gradient convolutions in a
+      steps_per_call: optimizer steps scanned per compiled call; 0 chooses 1 on CPU, where gradient convolutions in a
         loop fall to a slow kernel, and up to 16 elsewhere.
       eval_batch_size: examples per prediction call.
     """

@@ -42,7 +42,7 @@ class Task(NamedTuple):
 
 
 def task(recipe: Recipe, dataset: Dataset, teacher: teachers.Teacher | None = None) -> Task:
-    """The task of a recipe on a data set, taught by `teacher` if the recipe distils.
+    """The task of a recipe on a data set, taught by `teacher` if the recipe distills.
 
     Raises:
       Refused: whatever `Recipe.check` and `parts` refuse.
@@ -188,14 +188,14 @@ def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: i
     own without augmentation. Row n is `dataset.train`'s n-th example, as `batch.index` counts them.
 
     Raises:
-      Refused: folds outside [2, N]; a recipe that distils; whatever `task` refuses (a batch larger than the others).
+      Refused: folds outside [2, N]; a recipe that distills; whatever `task` refuses (a batch larger than the others).
       Diverged: as `fit`.
     """
     n = len(dataset.train.label)
     if not isinstance(folds, int) or not 2 <= folds <= n:
         raise Refused(f"folds is {folds!r}; expected a whole number between 2 and the {n} training examples.")
     if recipe.distill is not None:
-        raise Refused("a recipe that distils was given to cross_fitted, which trains teachers; set distill=None.")
+        raise Refused("a recipe that distills was given to cross_fitted, which trains teachers; set distill=None.")
     logits = np.empty((n, dataset.num_classes), np.float32)
     for held in np.array_split(np.random.default_rng(recipe.seed).permutation(n), folds):
         others = np.setdiff1d(np.arange(n), held)

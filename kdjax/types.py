@@ -18,7 +18,7 @@ class Output(NamedTuple):
     """What a model, and so a teacher, returns.
 
     Attributes:
-      logits: [B, K], float32, unnormalised log-probabilities.
+      logits: [B, K], float32, unnormalized log-probabilities.
       features: named intermediate arrays, for feature losses; empty unless the model offers some.
     """
 

@@ -193,7 +193,7 @@ def asks_which_method(node: ast.AST, methods) -> bool:
         ('method == "other"', False),
     ],
 )
-def test_the_question_is_recognised_in_every_spelling(code, found):
+def test_the_question_is_recognized_in_every_spelling(code, found):
     tree = ast.walk(ast.parse(code))
     assert any(asks_which_method(node, ("kd", "rtc")) for node in tree) is found
 

@@ -79,8 +79,8 @@ def test_nested_and_named_options_on_the_command_line():
     assert dict(typed("hidden_state", "distill.options.layers=('stage1:stage2',)").distill.options)["layers"] == (
         "stage1:stage2",
     )
-    crl = typed("crl", "options.confidence=entropy", "options.normaliser=2.302585")
-    assert dict(crl.check().options)["normaliser"] == 2.302585
+    crl = typed("crl", "options.confidence=entropy", "options.normalizer=2.302585")
+    assert dict(crl.check().options)["normalizer"] == 2.302585
 
 
 def test_a_distiller_brings_its_published_weights():

@@ -1,4 +1,4 @@
-"""Optimisers against hand-written loops, schedules at their corners."""
+"""Optimizers against hand-written loops, schedules at their corners."""
 
 import jax
 import jax.numpy as jnp

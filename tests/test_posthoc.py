@@ -265,7 +265,7 @@ class TestAffine:
 
 
 class TestIsotonic:
-    def test_is_scikit_learn_normalised(self):
+    def test_is_scikit_learn_normalized(self):
         """Also between the knots and outside them, on rows that were not fitted on."""
         z, y = sample(2.0, n=300)
         params = posthoc.get("isotonic").fit(z, y)

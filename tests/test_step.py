@@ -111,12 +111,12 @@ def test_training_moves_the_running_statistics_and_prediction_uses_them():
     state, _ = run(trainer)
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, jax.tree.map(np.asarray, state.batch_stats))
     assert jax.tree.leaves(moved) and all(jax.tree.leaves(moved))
-    # In evaluation an example's logits do not depend on its neighbours.
+    # In evaluation an example's logits do not depend on its neighbors.
     single = Trainer(trainer.task, devices=1, eval_batch_size=1)
     split = trainer.task.dataset.test
     together, apart = trainer.predict(state.variables, split), single.predict(state.variables, split)
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
-    # It is the model on normalised inputs, as in training, and without augmentation.
+    # It is the model on normalized inputs, as in training, and without augmentation.
     own = trainer.task.dataset
     x = ((split.inputs / own.scale - np.array(own.mean)) / np.array(own.std)).astype(np.float32)
     expected = trainer.task.parts.model.apply(state.variables, x, False, None)[0].logits

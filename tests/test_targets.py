@@ -312,7 +312,7 @@ def test_undamped_wclip_is_the_swap_of_knowledge_adjustment():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-def test_extreme_logits_stay_finite_and_normalised(dtype):
+def test_extreme_logits_stay_finite_and_normalized(dtype):
     logits = jnp.array([[1e4, -1e4, 0, 50], [0, 0, 0, 0], [-50, 50, 50, 50], [3, 1, -jnp.inf, 2]], dtype)
     labels = jnp.array([1, 2, 0, 1])
     near, far = jax.nn.one_hot(labels, 4, dtype=bool), jax.nn.one_hot(targets.top(logits), 4, dtype=bool)

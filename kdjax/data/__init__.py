@@ -19,7 +19,7 @@ from kdjax.data import digits, prepared
 from kdjax.data.arrays import from_arrays, npz_source
 from kdjax.data.order import epoch_order, eval_batches
 from kdjax.data.prepared import prepare
-from kdjax.data.splits import Normalisation, Source, assemble, overlap, verify_splits
+from kdjax.data.splits import Normalization, Source, assemble, overlap, verify_splits
 from kdjax.errors import Refused
 from kdjax.types import Dataset
 
@@ -38,7 +38,7 @@ def load(
     calibration_fraction: float = 0.1,
     train_examples: int | None = None,
     test_examples: int | None = None,
-    normalisation: Normalisation = None,
+    normalization: Normalization = None,
     noise: float = 0.0,
     noise_seed: int = 0,
     data_dir: str | os.PathLike | None = None,
@@ -52,7 +52,7 @@ def load(
       split_seed, calibration_fraction: the hold-out, see `splits.assemble`.
       train_examples: keep only that many of what the hold-out left; subsets are nested and share the calibration split.
       test_examples: "digits" and one-pool "arrays": size of the test split. Else: a fixed random subset of that size.
-      normalisation: "own" (per channel, from train), "kdc" (default of CIFAR-10 and CIFAR-100), "none", or (mean, std).
+      normalization: "own" (per channel, from train), "kdc" (default of CIFAR-10 and CIFAR-100), "none", or (mean, std).
       noise, noise_seed: of "digits".
       data_dir, cache_dir: where prepared sets are, and where decoded ones are kept.
 
@@ -86,5 +86,5 @@ def load(
         train_examples=train_examples,
         # A source that takes the option has carved its test split by it already.
         test_examples=None if "test_examples" in takes else test_examples,
-        normalisation=normalisation,
+        normalization=normalization,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax.data import checks
 from kdjax.data.order import permutation
-from kdjax.data.splits import Normalisation, Source, assemble, check_num_classes, take
+from kdjax.data.splits import Normalization, Source, assemble, check_num_classes, take
 from kdjax.errors import Refused
 from kdjax.types import Dataset, Split
 
@@ -28,7 +28,7 @@ def from_arrays(
     calibration_fraction: float = 0.1,
     train_examples: int | None = None,
     test_examples: int | None = None,
-    normalisation: Normalisation = None,
+    normalization: Normalization = None,
 ) -> Dataset:
     """A `Dataset` from arrays in memory (or memory maps).
 
@@ -41,7 +41,7 @@ def from_arrays(
       calibration: a split of your own; by default `calibration_fraction` of train is held out by `split_seed`.
       num_classes: K. Never guessed from the labels: a class may be missing from a split.
       train_examples, test_examples: keep only that many.
-      normalisation: "own" (default; per channel, from train), "none", "kdc" or a pair (mean, std).
+      normalization: "own" (default; per channel, from train), "none", "kdc" or a pair (mean, std).
 
     Raises:
       Refused: one sentence for whatever is wrong with the arrays; see `kdjax.data.checks`.
@@ -52,7 +52,7 @@ def from_arrays(
         calibration_fraction=calibration_fraction,
         train_examples=train_examples,
         test_examples=test_examples,
-        normalisation=normalisation,
+        normalization=normalization,
     )
 
 

@@ -63,7 +63,7 @@ def check_inputs(what: str, inputs: PyTree) -> int:
         raise Refused(f"{what} has no input arrays; expected images [N, H, W, C] or features [N, D].")
     shapes = [leaf.shape for leaf in leaves]
     if isinstance(inputs, np.ndarray) and inputs.ndim not in (2, 4):
-        hint = " (grey images: add the channel axis, inputs[..., None])" if inputs.ndim == 3 else ""
+        hint = " (gray images: add the channel axis, inputs[..., None])" if inputs.ndim == 3 else ""
         raise Refused(
             f"{what} inputs have shape {inputs.shape}; expected rank 4, images [N, H, W, C], or rank 2, "
             f"features [N, D]{hint}."

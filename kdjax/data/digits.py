@@ -13,7 +13,7 @@ TEST_EXAMPLES = 797  # leaves a round 1,000 for train and calibration
 
 
 def source(*, noise: float = 0.0, noise_seed: int = 0, test_examples: int | None = None) -> Source:
-    """1,797 images of 8x8 grey levels 0 ... 16, ten classes, made ambiguous by noise.
+    """1,797 images of 8x8 gray levels 0 ... 16, ten classes, made ambiguous by noise.
 
     Inputs are float32 [N, 8, 8, 1]: levels / 16, so in [0, 1] and `Dataset.scale` is 1, plus N(0, noise^2). The noise
     is drawn once for every image of the set, not clipped (clipping would give away which pixels were near the edge),

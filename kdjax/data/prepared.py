@@ -84,7 +84,7 @@ def source(
         train=splits["train"],
         test=splits["test"],
         label_names=found.label_names,
-        normalisation="kdc" if found.name in ("cifar10", "cifar100") else "own",
+        normalization="kdc" if found.name in ("cifar10", "cifar100") else "own",
         digests=digests,
     )
 

@@ -1,4 +1,4 @@
-"""From a source to a `Dataset`: hold out, normalise, fingerprint; and what makes two data sets fit together."""
+"""From a source to a `Dataset`: hold out, normalize, fingerprint; and what makes two data sets fit together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdjax.data.order import permutation
 from kdjax.errors import Refused, one_of, within
 from kdjax.types import Dataset, Split
 
-Normalisation = str | tuple[Sequence[float], Sequence[float]] | None
+Normalization = str | tuple[Sequence[float], Sequence[float]] | None
 
 # One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C); CIFAR-100's own constants are mean (0.507, 0.487,
 # 0.441) and deviation (0.267, 0.256, 0.276).
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     Attributes:
       train, test: checked splits; `calibration` is given only when the user has a split of their own.
       digests: `digest` of a split's one input array, where a verified cache knows it: no byte is hashed twice.
-      normalisation: what applies when the caller asks for nothing.
+      normalization: what applies when the caller asks for nothing.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Source(NamedTuple):
     test: Split
     calibration: Split | None = None
     label_names: tuple[str, ...] = ()
-    normalisation: str = "own"
+    normalization: str = "own"
     digests: dict[str, str] = {}  # noqa: RUF012 (never written to)
 
 
@@ -49,14 +49,14 @@ def assemble(
     calibration_fraction: float = 0.1,
     train_examples: int | None = None,
     test_examples: int | None = None,
-    normalisation: Normalisation = None,
+    normalization: Normalization = None,
 ) -> Dataset:
     """Checks the source, holds the calibration split out of train, and takes fingerprints.
 
     The hold-out is round(calibration_fraction * N) examples of a permutation by `split_seed`, not stratified (as in
     KD(C)). It does not depend on `train_examples`, which afterwards keeps a prefix of what is left in an order by
     `split_seed`: smaller subsets are contained in larger ones and all share one calibration split, one set of
-    normalisation constants, and so their teachers. Within a split examples are in source order.
+    normalization constants, and so their teachers. Within a split examples are in source order.
 
     Raises:
       Refused: the sentences of `checks`; a fraction outside (0, 1) or one that leaves a split empty; more examples
@@ -81,7 +81,7 @@ def assemble(
                 f"every one of the {len(calibration.label)} calibration examples also occurs in train; expected a "
                 "held-out split: remove them from train, or leave calibration out to have it split off."
             )
-    mean, std, scale = normalise(source.train, rest, normalisation or source.normalisation)
+    mean, std, scale = normalize(source.train, rest, normalization or source.normalization)
     rest = rest[: _at_most("train_examples", train_examples, len(rest))]
     train = take(source.train, np.sort(rest))
     test, size = source.test, _at_most("test_examples", test_examples, len(source.test.label))
@@ -92,7 +92,7 @@ def assemble(
         "sources": digests,
         "splits": [digest(split.index) for split in (train, calibration, test)],
         "num_classes": source.num_classes,
-        "normalisation": [list(mean), list(std), scale],
+        "normalization": [list(mean), list(std), scale],
     }
     return Dataset(
         name=source.name,
@@ -147,7 +147,7 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
 
     Raises:
       Refused: class counts differ; the teacher saw calibration examples of the student; calibration splits differ;
-        inputs would be normalised differently from what the teacher learned on.
+        inputs would be normalized differently from what the teacher learned on.
     """
     if teacher.num_classes != student.num_classes:
         raise Refused(
@@ -168,8 +168,8 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
         )
     if (teacher.mean, teacher.std, teacher.scale) != (student.mean, student.std, student.scale):
         raise Refused(
-            f"the teacher learned on inputs normalised by mean {teacher.mean} and std {teacher.std}, the student's are "
-            f"{student.mean} and {student.std}; expected the same: give both stages the same normalisation."
+            f"the teacher learned on inputs normalized by mean {teacher.mean} and std {teacher.std}, the student's are "
+            f"{student.mean} and {student.std}; expected the same: give both stages the same normalization."
         )
 
 
@@ -210,8 +210,8 @@ def split_digest(split: Split, inputs: str | None = None) -> str:
     return h.hexdigest()
 
 
-def normalise(
-    train: Split, positions: np.ndarray, how: Normalisation
+def normalize(
+    train: Split, positions: np.ndarray, how: Normalization
 ) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """(mean, std, scale): inputs become (inputs / scale - mean) / std, per channel (last axis).
 
@@ -229,19 +229,19 @@ def normalise(
     array = leaves[0]
     scale = 255.0 if array.dtype == np.uint8 and array.ndim == 4 else 1.0
     if isinstance(how, str):
-        one_of("normalisation", how, NORMALISATIONS)
+        one_of("normalization", how, NORMALISATIONS)
         if how == "none" or len(leaves) > 1 or not (scale == 255.0 or array.dtype == np.float32):
             return (0.0,), (1.0,), scale  # token ids have no mean
         pair: Sequence[Any] = KDC if how == "kdc" else channel_statistics(array, np.sort(positions), scale)
     else:
         pair = tuple(how) if how is not None else ()
     if len(pair) != 2 or any(isinstance(side, str) or not np.iterable(side) for side in pair):
-        raise Refused(f"normalisation is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
+        raise Refused(f"normalization is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
     mean, std = (tuple(float(value) for value in side) for side in pair)
     channels = array.shape[-1]
     if {len(mean), len(std)} - {1, channels} or not np.isfinite(mean + std).all() or min(std) <= 0:
         raise Refused(
-            f"normalisation {how!r} is mean {mean} and std {std} for inputs of {channels} channels; expected one "
+            f"normalization {how!r} is mean {mean} and std {std} for inputs of {channels} channels; expected one "
             "finite mean and one positive std per channel (or one for all)."
         )
     return mean, std, scale

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.losses.numerics import batch_mean, checked, first_max, picked, present, ratio, softmax_pair, wide
+from kdjax.losses.numerics import (
+    at_least_float32,
+    batch_mean,
+    checked,
+    first_max,
+    mask_absent,
+    picked,
+    ratio,
+    softmax_pair,
+)
 
 Weight = Float[Array, "B"] | None
 
@@ -24,7 +33,7 @@ Weight = Float[Array, "B"] | None
 def _batch(logits, labels, weight):
     """Checked logits and labels with removed rows emptied, and the weights."""
     logits, labels = checked(logits, labels)
-    logits, weight, kept = present(logits, weight)
+    logits, weight, kept = mask_absent(logits, weight)
     return logits, jnp.where(kept, labels, 0), weight
 
 
@@ -100,7 +109,7 @@ def mmce_weighted(
     labels: Int[Array, "B"],
     *,
     width: Float[Array, ""] | float = 0.4,
-    normalisation: str = "code",
+    normalization: str = "code",
     weight: Weight = None,
 ) -> Float[Array, ""]:
     """sqrt(S(u,u)/m² + S(v,v)/n² - 2 S(u,v)/(mn)): MMCE with hits and errors weighed apart.
@@ -112,7 +121,7 @@ def mmce_weighted(
       logits: [B, K].
       labels: [B], integers in [0, K).
       width: > 0, of the Laplacian kernel.
-      normalisation: "paper" is the formula above; "code" divides each of the three terms once more, by m² +
+      normalization: "paper" is the formula above; "code" divides each of the three terms once more, by m² +
         1e-5, n² + 1e-5 and mn + 1e-5. The original TensorFlow code and every port of it do that, so a
         published weight only has meaning with it: the rarer side, usually the errors, dominates.
       weight: [B] or None; m and n are sums of weights.
@@ -120,12 +129,12 @@ def mmce_weighted(
       a scalar >= 0; 0 with zero gradient when all are right or all are wrong. sqrt(. + 1e-10) caps the slope
       at 5e4.
     Raises:
-      Refused: unknown normalisation.
+      Refused: unknown normalization.
     Source: Kumar et al., ICML 2018; focal_calibration `Losses/mmce.py` MMCE_weighted, KD(C) `solvers/loss.py`
       MMCE.
     """
-    if normalisation not in ("code", "paper"):
-        raise Refused(f"mmce normalisation is {normalisation!r}; expected 'code' or 'paper'.")
+    if normalization not in ("code", "paper"):
+        raise Refused(f"mmce normalization is {normalization!r}; expected 'code' or 'paper'.")
     logits, labels, weight = _batch(logits, labels, weight)
     _, r, c = softmax_pair(logits, labels)
     m, n = jnp.sum(weight * c), jnp.sum(weight * (1.0 - c))
@@ -135,7 +144,7 @@ def mmce_weighted(
     ku, kv = _smoothed(r, u, width), _smoothed(r, v, width)
     terms = jnp.stack([jnp.sum(u * ku), jnp.sum(v * kv), -2.0 * jnp.sum(u * kv)])
     pairs = jnp.stack([m * m, n * n, m * n])
-    if normalisation == "code":
+    if normalization == "code":
         pairs = pairs * (pairs + 1e-5)
     # The offsets can push the difference a hair below 0, and a root is not taken where it is not used.
     squared = jax.nn.relu(jnp.sum(terms / pairs))
@@ -159,11 +168,11 @@ def crl_history(
     return ratio((counts - least).astype(span.dtype), span)
 
 
-def _ranked_confidence(logits: Float[Array, "B K"], confidence: str, normaliser) -> Float[Array, "B"]:
+def _ranked_confidence(logits: Float[Array, "B K"], confidence: str, normalizer) -> Float[Array, "B"]:
     p = jax.nn.softmax(logits, axis=-1)
     if confidence == "entropy":
         log_p = jnp.where(jnp.isneginf(logits), 0.0, jax.nn.log_softmax(logits, axis=-1))
-        return jnp.sum(p * log_p, axis=-1) / (math.log(p.shape[-1]) if normaliser is None else normaliser)
+        return jnp.sum(p * log_p, axis=-1) / (math.log(p.shape[-1]) if normalizer is None else normalizer)
     _, top = first_max(logits)
     if confidence == "softmax":
         return picked(p, top)
@@ -178,7 +187,7 @@ def crl(
     history: Float[Array, "B"],
     *,
     confidence: str = "softmax",
-    normaliser: float | None = None,
+    normalizer: float | None = None,
     weight: Weight = None,
 ) -> Float[Array, ""]:
     """mean_i relu(-s_i (κ_i - κ_i+1) + d_i) where s_i != 0: correctness ranking loss.
@@ -189,9 +198,9 @@ def crl(
     Args:
       logits: [B, K].
       history: u, [B], from `crl_history`; constant for the gradient.
-      confidence: κ: "softmax" is the largest probability, "entropy" Σ_j p_j log p_j / normaliser
+      confidence: κ: "softmax" is the largest probability, "entropy" Σ_j p_j log p_j / normalizer
         (negative), "margin" the largest minus the second largest probability.
-      normaliser: of the entropy; None is log K. The code hard-codes 4.605170 for CIFAR-100 and 2.302585 for
+      normalizer: of the entropy; None is log K. The code hard-codes 4.605170 for CIFAR-100 and 2.302585 for
         all else.
       weight: [B] or None.
     Returns:
@@ -200,8 +209,8 @@ def crl(
       Refused: unknown confidence.
     Source: Moon et al., ICML 2020; daintlab/confidence-aware-learning `train.py`, `crl_utils.py`.
     """
-    logits, weight, kept = present(wide(logits), weight)
-    kappa = _ranked_confidence(logits, confidence, normaliser)
+    logits, weight, kept = mask_absent(at_least_float32(logits), weight)
+    kappa = _ranked_confidence(logits, confidence, normalizer)
     u = jax.lax.stop_gradient(jnp.where(kept, history, 0.0)).astype(kappa.dtype)
     b = kept.shape[0]
     here = jnp.where(kept, jnp.arange(b), 2 * b)

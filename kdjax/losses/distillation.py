@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused, one_of, positive, within
-from kdjax.losses.numerics import checked, classes, present, wide
+from kdjax.losses.numerics import at_least_float32, checked, classes, mask_absent
 from kdjax.targets.simple import standardize, temper
 
 Divergence = Callable[[Array, Array], Array]
@@ -102,7 +102,7 @@ def same_classes(logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
             f"the student's logits have shape {tuple(logits.shape)} and the teacher's {tuple(teacher_logits.shape)}; "
             "they must agree: use a teacher with the same classes."
         )
-    z, t = wide(logits), jax.lax.stop_gradient(wide(teacher_logits))
+    z, t = at_least_float32(logits), jax.lax.stop_gradient(at_least_float32(teacher_logits))
     dtype = jnp.promote_types(z.dtype, t.dtype)
     return z.astype(dtype), t.astype(dtype)
 
@@ -137,7 +137,7 @@ def power_sum(teacher_logits: Float[Array, "B K"], T: Any) -> Float[Array, "B"]:
 def lskd(
     logits: Float[Array, "B K"], teacher_logits: Float[Array, "B K"], *, T: Any = 2.0, divergence: str = "forward"
 ) -> Float[Array, "B"]:
-    """Logit standardisation: `kd(Z(z), Z(t), T=T)` with Z of `kdjax.targets.standardize`; gradient through mean and s.
+    """Logit standardization: `kd(Z(z), Z(t), T=T)` with Z of `kdjax.targets.standardize`; gradient through mean and s.
 
     Published: T = 2 (2 to 4 by pair), weight 9 against 0.1 for the cross-entropy on raw logits.
 
@@ -168,7 +168,7 @@ def dkd(
       Refused: K = 1; T <= 0; shapes that differ.
 
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679, code megvii-research/mdistiller. Defaults from there; beta = 6 for
-    WRN-40-2 to WRN-40-1; the LSKD variant takes standardised logits.
+    WRN-40-2 to WRN-40-1; the LSKD variant takes standardized logits.
     """
     positive("T", T)
     z, t = same_classes(logits, teacher_logits)
@@ -201,7 +201,7 @@ def dist(
     """DIST: T^2 [beta (1 - mean_i rho(p_i., q_i.)) + gamma (1 - mean_k rho(p_.k, q_.k))], rho Pearson's correlation.
 
     The first mean runs over examples, the second over classes (its correlation over the batch, so the value depends on
-    the batch). 1 - rho is computed as half the squared distance of the two centred unit vectors: exactly 0, with
+    the batch). 1 - rho is computed as half the squared distance of the two centered unit vectors: exactly 0, with
     gradient 0, where they agree. A row or column that is constant in either network (or below 1e-19 throughout, in
     float32) has no correlation and adds 0; the authors add 1e-8 to the product of norms instead, which counts such a
     row as 1.
@@ -216,7 +216,7 @@ def dist(
     positive("T", T)
     within("beta", beta, 0)
     within("gamma", gamma, 0)
-    z, t, w = present_pair(logits, teacher_logits, weight)
+    z, t, w = mask_absent_pair(logits, teacher_logits, weight)
     T = jnp.asarray(T, z.dtype)
     both = jnp.exp(temper(jnp.stack([z, t]), T))
     uniform = jnp.full(z.shape[1], 1 / z.shape[1], z.dtype)
@@ -225,11 +225,11 @@ def dist(
     return agreed(z, t, T**2 * (beta * rows + gamma * columns))
 
 
-def present_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> tuple[Array, Array, Array]:
-    """Both logits without the rows of weight 0, and the weights normalised to sum 1."""
+def mask_absent_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> tuple[Array, Array, Array]:
+    """Both logits without the rows of weight 0, and the weights normalized to sum 1."""
     z, t = same_classes(logits, teacher_logits)
-    z, w, _ = present(z, weight)
-    t, _, _ = present(t, weight)
+    z, w, _ = mask_absent(z, weight)
+    t, _, _ = mask_absent(t, weight)
     total = jnp.sum(w)
     return z, t, w / jnp.where(total > 0, total, 1.0)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.losses.numerics import checked, classes, first_max, picked, wide
+from kdjax.losses.numerics import at_least_float32, checked, classes, first_max, picked
 
 
 def _unmasked(logits: Float[Array, "*B K"]) -> tuple[Float[Array, "*B K"], Array]:
@@ -33,7 +33,7 @@ def mbls(logits: Float[Array, "*B K"], *, margin: Float[Array, ""] | float = 10.
     Source: Liu et al., CVPR 2022; by-liu/MbLS `calibrate/losses/logit_margin_l1.py`, which adds it with
       weight 0.1.
     """
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     top, _ = first_max(logits)
     z, real = _unmasked(logits)
     excess = jax.nn.relu(top[..., None] - z - margin)
@@ -65,7 +65,7 @@ def acls(
     Source: Park et al., ICCV 2023; cvlab-yonsei/ACLS `calibrate/losses/acls.py`, which adds it with weight
       0.1.
     """
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     k = classes(logits, 2, "acls")
     if reference not in ("max", "range"):
         raise Refused(f"acls reference is {reference!r}; expected 'max' or 'range'.")
@@ -107,7 +107,7 @@ def cpc_exclusion(
     logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
     *,
-    normalisation: str = "pairs",
+    normalization: str = "pairs",
     elements: int = 1 << 21,
 ) -> Float[Array, "B"]:
     """mean over j < k, both not y, of -½[log σ(z_j - z_k) + log σ(z_k - z_j)]: CPC's exclusion term.
@@ -117,7 +117,7 @@ def cpc_exclusion(
     Args:
       logits: z, [B, K].
       labels: [B], integers in [0, K).
-      normalisation: "pairs" divides by the number of pairs, (K-1)(K-2)/2; "cals" is the form of by-liu/CALS,
+      normalization: "pairs" divides by the number of pairs, (K-1)(K-2)/2; "cals" is the form of by-liu/CALS,
         over ordered pairs with the diagonal: half of "pairs" plus log 2 / (2 (K-2)). Its gradient is half as
         large.
       elements: pairs held in memory at once, B·K·chunk; a memory knob that leaves the value as it is up to
@@ -126,14 +126,14 @@ def cpc_exclusion(
       [B], >= log 2 for "pairs", the minimum being at equal logits; 0 when K < 3, where there is no pair
       (CALS: 0·∞).
     Raises:
-      Refused: unknown normalisation; fewer than two classes.
+      Refused: unknown normalization; fewer than two classes.
     Source: as `cpc_discrimination`. The pairs are walked in chunks of classes and recomputed in the backward
       pass: all B K² of them at B = 1024, K = 1000 would take 4 GB.
     """
     logits, labels = checked(logits, labels)
     k = classes(logits, 2, "cpc")
-    if normalisation not in ("pairs", "cals"):
-        raise Refused(f"cpc normalisation is {normalisation!r}; expected 'pairs' or 'cals'.")
+    if normalization not in ("pairs", "cals"):
+        raise Refused(f"cpc normalization is {normalization!r}; expected 'pairs' or 'cals'.")
     if k < 3:
         return jnp.zeros(labels.shape, logits.dtype)
     z, real = _unmasked(logits)
@@ -155,6 +155,6 @@ def cpc_exclusion(
         return total + chunk(start), None
 
     total, _ = jax.lax.scan(step, jnp.zeros(labels.shape, z.dtype), width * jnp.arange(chunks))
-    if normalisation == "cals":
+    if normalization == "cals":
         return (total + (k - 1) * 0.5 * math.log(2.0)) / ((k - 1) * (k - 2))
     return total / ((k - 1) * (k - 2) / 2)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.errors import Refused, one_of, positive
-from kdjax.losses.distillation import agreed, kd, present_pair
-from kdjax.targets.simple import standardize, temper
+from kdjax.losses.distillation import agreed, kd, mask_absent_pair
+from kdjax.targets import simple
+from kdjax.targets.simple import temper
 
 
 class Levels(NamedTuple):
@@ -29,7 +30,7 @@ def mlld(
     T: Any = 4.0,
     temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0),
     variant: str = "reference",
-    standardise: bool = False,
+    standardize: bool = False,
     weight: Float[Array, "2B"] | None = None,
 ) -> Levels:
     """Multi-level logit distillation over two views stacked along the batch axis, the weak one first.
@@ -49,7 +50,7 @@ def mlld(
       logits, teacher_logits: [2B, K].
       T: base temperature, the first of the five.
       temperatures: the other four.
-      standardise: LSKD's variant: standardised logits in the instance level, raw ones in the other two.
+      standardize: LSKD's variant: standardized logits in the instance level, raw ones in the other two.
       weight: [2B]; both views of an example carry the same weight.
 
     Raises:
@@ -64,12 +65,12 @@ def mlld(
         raise Refused(
             f"mlld was given {logits.shape[0]} rows; it needs two views stacked: use the transform two_views."
         )
-    z, t, w = present_pair(logits, teacher_logits, weight)
+    z, t, w = mask_absent_pair(logits, teacher_logits, weight)
     half = z.shape[0] // 2
     w = 2 * w[:half]
     both = jnp.stack([z, t])
     raw = both[:, :half], both[:, half:]
-    both = standardize(both) if standardise else both
+    both = simple.standardize(both) if standardize else both
     views = both[:, :half], both[:, half:]
     q = jnp.exp(temper(t[:half], 1.0))
     easy_rows = (jnp.max(q, axis=-1) <= _median(jnp.max(q, axis=-1), w > 0)).astype(z.dtype)
@@ -116,6 +117,6 @@ def _pairs(w: Array, pair: Array, tau: Array) -> Array:
 
 
 def _count(w: Array) -> Array:
-    """B: the number of examples that normalised weights stand for (Kish's effective size; exact for 0 and 1)."""
+    """B: the number of examples that normalized weights stand for (Kish's effective size; exact for 0 and 1)."""
     squares = jnp.sum(w**2)
     return 1.0 / jnp.where(squares > 0, squares, 1.0)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kdjax.errors import Refused
 
 
-def wide(logits: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+def at_least_float32(logits: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
     """`logits` in float32, or in float64 if they are.
 
     Raises:
@@ -27,12 +27,12 @@ def wide(logits: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 
 
 def checked(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> tuple[Float[Array, "*B K"], Int[Array, "*B"]]:
-    """`wide(logits)` and the labels as an array.
+    """`at_least_float32(logits)` and the labels as an array.
 
     Raises:
       Refused: labels are not integers, or are not one per row of logits.
     """
-    logits, labels = wide(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise Refused(f"labels are {labels.dtype} {list(labels.shape)}; expected integer class numbers.")
     if labels.shape != logits.shape[:-1]:
@@ -78,7 +78,7 @@ def power(base: Float[Array, "*B"], exponent: Float[Array, "*B"] | float) -> Flo
     return jnp.where(positive, raised, jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0).astype(raised.dtype))
 
 
-def present(
+def mask_absent(
     logits: Float[Array, "B K"], weight: Float[Array, "B"] | None
 ) -> tuple[Float[Array, "B K"], Float[Array, "B"], Bool[Array, "B"]]:
     """Removes the examples of weight 0 from a batch without changing its shape.

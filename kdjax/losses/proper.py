@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.losses.numerics import checked, classes, first_max, one_minus_exp, picked, power, wide
+from kdjax.losses.numerics import at_least_float32, checked, classes, first_max, one_minus_exp, picked, power
 
 
 def nll(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -45,7 +45,7 @@ def soft_nll(logits: Float[Array, "*B K"], target: Float[Array, "*B K"]) -> Floa
     Raises:
       Refused: the shapes differ.
     """
-    logits, target = wide(logits), jnp.asarray(target)
+    logits, target = at_least_float32(logits), jnp.asarray(target)
     if logits.shape != target.shape:
         raise Refused(f"target has shape {list(target.shape)} and logits {list(logits.shape)}; expected the same.")
     # Plain optax.losses.softmax_cross_entropy gives NaN for target 0 at logit -inf; the safe one does not.
@@ -65,7 +65,7 @@ def label_smoothing(
       repositories);
     - `form="uniform"`: t = (1 - alpha) onehot + alpha / K (Szegedy et al.; torch, optax, MbLS, ACLS).
 
-    offtarget(alpha) = uniform(alpha K / (K - 1)): for K = 2 a factor 2 in alpha, for K = 100 one per cent.
+    offtarget(alpha) = uniform(alpha K / (K - 1)): for K = 2 a factor 2 in alpha, for K = 100 one percent.
 
     Args:
       logits: [*B, K].
@@ -125,7 +125,7 @@ def flsd(
     Source: Mukhoti et al. 2020, whose paper derives gamma(p) from Lambert's W; the shipped code uses these
       three steps. KD(C) ships the class but does not register it.
     """
-    p_y = jnp.exp(picked(jax.nn.log_softmax(wide(logits), axis=-1), labels))
+    p_y = jnp.exp(picked(jax.nn.log_softmax(at_least_float32(logits), axis=-1), labels))
     gamma_i = jnp.where(p_y < 0.2, 5.0, jnp.where(p_y < 0.5, 3.0, gamma))
     return focal(logits, labels, gamma=jax.lax.stop_gradient(gamma_i))
 

@@ -133,7 +133,7 @@ def binned(
       closed: "right" for (lo, hi], as Guo et al., KD(C), torrvision and verified_calibration; "left" for [lo, hi), as
         netcal, torchmetrics and Google's GCE.
       ends: where the one end value goes that no half-open bin holds (0 if closed on the right, 1 on the left): "in" the
-        neighbouring bin (netcal), or in an "extra" bin of its own, so that there are M + 1 (torchmetrics and GCE give
+        neighboring bin (netcal), or in an "extra" bin of its own, so that there are M + 1 (torchmetrics and GCE give
         exactly 1 such a bin; KD(C) leaves exactly 0 out, which is the extra bin 0 left out of the sum).
       weight: [N], non-negative; 0 is the same as absence.
 

@@ -83,7 +83,7 @@ def ace(confidence: Confidence, correct: Correct, *, bins: int = 15) -> float:
     weight, 1/N if it is unique, is lost; a constant confidence gives 0). With N < M some bins are empty.
 
     Source: Nguyen & O'Connor 2015; Mukhoti et al. 2020. GCE and netcal cut at other quantiles; verified_calibration
-    midway between neighbours.
+    midway between neighbors.
     """
     confidence, correct = _check.confidences(confidence, correct)
     return float(binned(confidence, correct, bins=interpolated_edges(confidence, bins)).ece)
@@ -103,7 +103,7 @@ def debiased_l2(
       root: return sqrt(max(0, ·)), in [0, 1], which is no longer unbiased; if False the square, which may be negative.
       edges: M + 1 fixed edges instead (a binned or discrete model).
 
-    Source: Kumar, Liang & Ma 2019, verified_calibration, which cuts midway between neighbouring chunks.
+    Source: Kumar, Liang & Ma 2019, verified_calibration, which cuts midway between neighboring chunks.
     """
     confidence, correct = _check.confidences(confidence, correct)
     found = binned(confidence, correct, bins=interpolated_edges(confidence, bins) if edges is None else edges)

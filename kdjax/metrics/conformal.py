@@ -7,7 +7,7 @@
 If calibration and test examples are exchangeable, the label lies in the set with probability at least 1 - alpha, over
 the draw of both, whatever the model; without ties at most 1 - alpha + 1/(n + 1). Calibration of the probabilities
 changes the size of the sets, not this promise. A score is a function (probs [N, K], u [N] or None) -> [N, K], small
-where a class conforms; with a `key` the scores are randomised by u ~ U(0, 1), which makes coverage exact instead of
+where a class conforms; with a `key` the scores are randomized by u ~ U(0, 1), which makes coverage exact instead of
 conservative. Give `fit` and `sets` a key each (not the same one), or neither.
 """
 
@@ -37,7 +37,7 @@ def lac(probs: np.ndarray, u: np.ndarray | None = None) -> np.ndarray:
 
 
 def _ranked(probs: np.ndarray, u: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mass of the classes down to and including each one (less u p_j if randomised), and its rank from 1."""
+    """Mass of the classes down to and including each one (less u p_j if randomized), and its rank from 1."""
     order = np.argsort(-probs, axis=1, kind="stable")
     rank = np.argsort(order, axis=1, kind="stable")
     mass = np.take_along_axis(np.cumsum(np.take_along_axis(probs, order, 1), axis=1), rank, 1)
@@ -45,7 +45,7 @@ def _ranked(probs: np.ndarray, u: np.ndarray | None) -> tuple[np.ndarray, np.nda
 
 
 def aps(probs: np.ndarray, u: np.ndarray | None = None) -> np.ndarray:
-    """Adaptive prediction sets: mass of the classes at least as likely, p_j included; minus u p_j when randomised.
+    """Adaptive prediction sets: mass of the classes at least as likely, p_j included; minus u p_j when randomized.
 
     Source: Romano, Sesia & Candès 2020. The deterministic form counts p_j fully, as the RAPS authors' code does.
     """
@@ -53,7 +53,7 @@ def aps(probs: np.ndarray, u: np.ndarray | None = None) -> np.ndarray:
 
 
 def raps(*, lam: float = 0.01, k_reg: int = 5) -> Score:
-    """Regularised APS: aps + λ max(rank - k_reg, 0), rank from 1: keeps the sets of K >> 10 classes short.
+    """Regularized APS: aps + λ max(rank - k_reg, 0), rank from 1: keeps the sets of K >> 10 classes short.
 
     Raises:
       Refused: lam < 0 or k_reg < 0.
@@ -147,7 +147,7 @@ def sets(
       score, key: as in `fit`.
       q: from `fit` or `fit_classwise`.
       allow_empty: if False the predicted class is always a member; coverage can only grow. (The RAPS authors' code
-        forbids empty sets by default; exact coverage of the randomised form needs them.)
+        forbids empty sets by default; exact coverage of the randomized form needs them.)
 
     Raises:
       Refused: N = 0, probabilities out of range, rows that do not sum to 1.

@@ -14,7 +14,7 @@ from scipy.special import gammaln, logsumexp
 from kdjax.errors import Refused, positive, within
 from kdjax.metrics import _check
 
-# Cells of the confidence axis. Residuals are shared between the two nearest cell centres, which widens a kernel of
+# Cells of the confidence axis. Residuals are shared between the two nearest cell centers, which widens a kernel of
 # width sigma by less than (cell / sigma)² / 8: 2e-5 relative at sigma = 0.01.
 CELLS = 8192
 
@@ -65,9 +65,9 @@ def smece(confidence: Float[ArrayLike, "N"], correct: Bool[ArrayLike, "N"], *, s
     return min(float(brentq(lambda width: smoothed(width) - width, narrow, 2.0, xtol=1e-9)), 1.0)
 
 
-def _log_kernel(log_probs: np.ndarray, centres: np.ndarray, bandwidth: float) -> np.ndarray:
-    """log of the Dirichlet density with parameters centre/h + 1 at each point: [points, centres]."""
-    alpha = centres / bandwidth + 1.0
+def _log_kernel(log_probs: np.ndarray, centers: np.ndarray, bandwidth: float) -> np.ndarray:
+    """log of the Dirichlet density with parameters center/h + 1 at each point: [points, centers]."""
+    alpha = centers / bandwidth + 1.0
     norm = gammaln(alpha.sum(1)) - gammaln(alpha).sum(1)
     return log_probs @ (alpha - 1.0).T + norm
 
@@ -86,10 +86,10 @@ def _blocks(probs: np.ndarray, bandwidth: float, budget: int = 2**22):
 def likeliest_bandwidth(probs: Float[ArrayLike, "N K"], grid: Any = None) -> float:
     """The bandwidth with the largest leave-one-out likelihood of the predictions, over a grid (default 10^-3 … 1).
 
-    The labels play no part, so that the choice does not favour any calibration error. Above 1,000 examples the search
+    The labels play no part, so that the choice does not favor any calibration error. Above 1,000 examples the search
     takes 1,000 spread evenly over the sample, and the result shrinks by (N/1000)^{-2/(K+3)}, the optimal rate of a
     kernel of variance h in K - 1 dimensions, so that the estimate stays consistent. The authors' code also divides
-    the density by h, which a normalised density does not need and which favours narrow kernels.
+    the density by h, which a normalized density does not need and which favors narrow kernels.
     """
     probs = _check.probabilities(probs)
     some = probs[np.linspace(0, len(probs) - 1, min(len(probs), 1000)).astype(int)]

@@ -4,7 +4,7 @@
     variables = model.init(key, images)  # {"params": ..., "batch_stats": ...}, plain dicts
     output, batch_stats = model.apply(variables, images, True, key)
 
-Inputs are normalised float images [B, H, W, C]. Names and shapes of the parameters are the checkpoint
+Inputs are normalized float images [B, H, W, C]. Names and shapes of the parameters are the checkpoint
 format: a test pins them.
 """
 
@@ -172,4 +172,4 @@ def _check(name: str, inputs: PyTree, images: bool) -> None:
         expected = "images [B, H, W, C]" if images else "one array [B, ...]"
         raise Refused(f"model {name!r} got inputs of shape {shape}; expected {expected}.")
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise Refused(f"model {name!r} got {inputs.dtype} inputs; expected floats: put transforms.normalise before it.")
+        raise Refused(f"model {name!r} got {inputs.dtype} inputs; expected floats: put transforms.normalize before it.")

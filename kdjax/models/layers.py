@@ -5,7 +5,7 @@ They compute in the dtype of `x`; parameters and BatchNorm statistics are float3
 after the last pooling, because logits rounded to 8 bits of mantissa would show up in the calibration that
 this library measures.
 
-Initialisers, as in the authors' PyTorch code:
+Initializers, as in the authors' PyTorch code:
 
 - `"he"`: kernel ~ N(0, 2 / (k * k * out)), He fan-out; bias 0.
 - `"torch"`: the PyTorch layer default: kernel and bias ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -98,7 +98,7 @@ def pool(x: Float[Array, "B H W C"], size: int = 1) -> Float[Array, "B F"]:
 
 
 def dense(x: Float[Array, "B F"], features: int, name: str, *, init: str = "torch", bias: str | None = None):
-    """A linear layer. `bias` names the bias's own initialiser where it differs from the kernel's."""
+    """A linear layer. `bias` names the bias's own initializer where it differs from the kernel's."""
     return nn.Dense(
         features,
         dtype=x.dtype,

@@ -24,7 +24,7 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w features"]:
         wide = x.shape[-1] * self.expand
-        act, how = _flavour(self.kdc)
+        act, how = _flavor(self.kdc)
         y = act(norm(conv(x, wide, 1, "expand", **how), train, "expand_norm"))
         y = conv(y, wide, 3, "depthwise", stride=self.stride, groups=wide, **how)
         y = act(norm(y, train, "depthwise_norm"))
@@ -37,7 +37,7 @@ class MobileNetV2(nn.Module):
 
     - `kdc=True`, KD(C)'s: full width; stem a **1x1** convolution of stride 1 with padding 1, which puts a
       rim of biases around the image (32x32 becomes 34x34); stages of stride 1, 2, 2, 2, 1, 1, 1; every
-      convolution has a bias, although BatchNorm follows; ReLU6; PyTorch's default initialisers. The
+      convolution has a bias, although BatchNorm follows; ReLU6; PyTorch's default initializers. The
       classifier is a 1x1 convolution after the pooling in the code, which is this linear layer.
     - `kdc=False`, mdistiller's `mobile_half` at `multiplier=0.5`: stem 3x3 of stride 2; stages of stride 1,
       1, 2, 2, 1, 2, 1; no biases; ReLU, not ReLU6; He fan-out; head N(0, 0.01^2).
@@ -54,7 +54,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B H W C"], train: bool) -> Output:
-        act, how = _flavour(self.kdc)
+        act, how = _flavor(self.kdc)
         kernel, stem_stride = (1, 1) if self.kdc else (3, 2)
         strides = (1, 2, 2, 2, 1, 1, 1) if self.kdc else (1, 1, 2, 2, 1, 2, 1)
         features = {}
@@ -77,6 +77,6 @@ class MobileNetV2(nn.Module):
         return Output(dense(x, self.num_classes, "head", init="torch" if self.kdc else "small"), features)
 
 
-def _flavour(kdc: bool) -> tuple[Callable, dict[str, Any]]:
-    """Activation, and the convolutions' bias and initialiser."""
+def _flavor(kdc: bool) -> tuple[Callable, dict[str, Any]]:
+    """Activation, and the convolutions' bias and initializer."""
     return (nn.relu6, {"bias": True, "init": "torch"}) if kdc else (nn.relu, {"bias": False, "init": "he"})

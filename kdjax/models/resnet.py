@@ -56,7 +56,7 @@ class ResNet(nn.Module):
       blocks: residual blocks of each stage.
       bottleneck: three-convolution blocks instead of two.
       pool: average the last map over a pool x pool grid; 2 is KD(C)'s four times wider head for 64x64 images.
-      conv_init: initialiser of the convolutions, "he" or "torch"; the head is always PyTorch's default.
+      conv_init: initializer of the convolutions, "he" or "torch"; the head is always PyTorch's default.
 
     Source: He et al., CVPR 2016; layouts of KD(C)'s `models/resnet*.py` and mdistiller's
     `cifar/resnet*.py`. KD(C)'s CIFAR ResNet-50 leaves the convolutions at PyTorch's default, all others use

@@ -14,45 +14,45 @@ import jax.numpy as jnp
 
 from kdjax import losses, transforms
 from kdjax.errors import Refused, one_of, positive, within
-from kdjax.losses.numerics import present, wide
+from kdjax.losses.numerics import at_least_float32, mask_absent
 from kdjax.objectives import stateful
 from kdjax.objectives.core import Method, Objective, blend, need, stateless
-from kdjax.objectives.rows import each, whole
+from kdjax.objectives.rows import per_batch, per_example
 
 
 def nll() -> Objective:
     """Negative log-likelihood."""
-    return each("nll", "nll", losses.nll)
+    return per_example("nll", "nll", losses.nll)
 
 
 def label_smoothing(*, alpha: float = 0.1, form: str = "offtarget") -> Objective:
     """Label smoothing; `form` "offtarget" is KD(C)'s, "uniform" that of torch and optax."""
     within("label_smoothing.alpha", alpha, 0.0, 1.0, open_high=True)
     one_of("label_smoothing.form", form, ("offtarget", "uniform"))
-    return each("label_smoothing", "label_smoothing", partial(losses.label_smoothing, alpha=alpha, form=form))
+    return per_example("label_smoothing", "label_smoothing", partial(losses.label_smoothing, alpha=alpha, form=form))
 
 
 def focal(*, gamma: float = 3.0) -> Objective:
     """Focal loss."""
     within("focal.gamma", gamma, 0.0)
-    return each("focal", "focal", partial(losses.focal, gamma=gamma))
+    return per_example("focal", "focal", partial(losses.focal, gamma=gamma))
 
 
 def flsd(*, gamma: float = 3.0) -> Objective:
     """Sample-dependent focal loss; `gamma` is the exponent from p_y = 0.5 on."""
     within("flsd.gamma", gamma, 0.0)
-    return each("flsd", "flsd", partial(losses.flsd, gamma=gamma))
+    return per_example("flsd", "flsd", partial(losses.flsd, gamma=gamma))
 
 
 def dual_focal(*, gamma: float = 5.0) -> Objective:
     """Dual focal loss."""
     within("dual_focal.gamma", gamma, 0.0)
-    return each("dual_focal", "dual_focal", partial(losses.dual_focal, gamma=gamma))
+    return per_example("dual_focal", "dual_focal", partial(losses.dual_focal, gamma=gamma))
 
 
 def brier() -> Objective:
     """Brier score."""
-    return each("brier", "brier", losses.brier)
+    return per_example("brier", "brier", losses.brier)
 
 
 def _off(value: Any) -> bool:
@@ -71,30 +71,30 @@ def mdca(*, beta: float = 1.0, gamma: float = 0.0, alpha: float = 0.0) -> Object
     if not _off(gamma) and not _off(alpha):
         raise Refused(f"mdca has gamma={gamma} (focal) and alpha={alpha} (label smoothing); set one of them to 0.")
     if not _off(gamma):
-        hard = each("focal", "mdca", partial(losses.focal, gamma=gamma))
+        hard = per_example("focal", "mdca", partial(losses.focal, gamma=gamma))
     elif not _off(alpha):
-        hard = each("label_smoothing", "mdca", partial(losses.label_smoothing, alpha=alpha))
+        hard = per_example("label_smoothing", "mdca", partial(losses.label_smoothing, alpha=alpha))
     else:
-        hard = each("nll", "mdca", losses.nll)
-    return blend((1, hard), (beta, whole("mdca", "mdca", losses.mdca)))
+        hard = per_example("nll", "mdca", losses.nll)
+    return blend((1, hard), (beta, per_batch("mdca", "mdca", losses.mdca)))
 
 
 def dca(*, beta: float = 1.0) -> Objective:
     """NLL + beta * DCA."""
     within("dca.beta", beta, 0.0)
-    return blend((1, each("nll", "dca", losses.nll)), (beta, whole("dca", "dca", losses.dca)))
+    return blend((1, per_example("nll", "dca", losses.nll)), (beta, per_batch("dca", "dca", losses.dca)))
 
 
-def mmce(*, beta: float = 2.0, form: str = "weighted", width: float = 0.4, normalisation: str = "code") -> Objective:
-    """NLL + beta * MMCE, `form` "weighted" (KD(C)'s) or "unweighted"; `normalisation` is of the weighted form."""
+def mmce(*, beta: float = 2.0, form: str = "weighted", width: float = 0.4, normalization: str = "code") -> Objective:
+    """NLL + beta * MMCE, `form` "weighted" (KD(C)'s) or "unweighted"; `normalization` is of the weighted form."""
     within("mmce.beta", beta, 0.0)
     positive("mmce.width", width)
     one_of("mmce.form", form, ("weighted", "unweighted"))
-    one_of("mmce.normalisation", normalisation, ("code", "paper"))
+    one_of("mmce.normalization", normalization, ("code", "paper"))
     term = partial(losses.mmce, width=width)
     if form == "weighted":
-        term = partial(losses.mmce_weighted, width=width, normalisation=normalisation)
-    return blend((1, each("nll", "mmce", losses.nll)), (beta, whole("mmce", "mmce", term)))
+        term = partial(losses.mmce_weighted, width=width, normalization=normalization)
+    return blend((1, per_example("nll", "mmce", losses.nll)), (beta, per_batch("mmce", "mmce", term)))
 
 
 def mixup(*, alpha: float = 0.2) -> Objective:
@@ -103,21 +103,21 @@ def mixup(*, alpha: float = 0.2) -> Objective:
 
     def value(batch, output, progress):
         target = need(batch, "target", "mixup")
-        logits, _, kept = present(wide(output.logits), batch.weight)
+        logits, _, kept = mask_absent(at_least_float32(output.logits), batch.weight)
         return losses.soft_nll(logits, jnp.where(kept[:, None], target, 0.0))
 
     return stateless("mixup", value)
 
 
-def cpc(*, lam1: float = 0.1, lam2: float = 1.0, normalisation: str = "pairs") -> Objective:
+def cpc(*, lam1: float = 0.1, lam2: float = 1.0, normalization: str = "pairs") -> Objective:
     """NLL + lam1 * discrimination + lam2 * exclusion; the paper's weights could not be verified, these are CALS's."""
     within("cpc.lam1", lam1, 0.0)
     within("cpc.lam2", lam2, 0.0)
-    one_of("cpc.normalisation", normalisation, ("pairs", "cals"))
+    one_of("cpc.normalization", normalization, ("pairs", "cals"))
     return blend(
-        (1, each("nll", "cpc", losses.nll)),
-        (lam1, each("cpc_discrimination", "cpc", losses.cpc_discrimination)),
-        (lam2, each("cpc_exclusion", "cpc", partial(losses.cpc_exclusion, normalisation=normalisation))),
+        (1, per_example("nll", "cpc", losses.nll)),
+        (lam1, per_example("cpc_discrimination", "cpc", losses.cpc_discrimination)),
+        (lam2, per_example("cpc_exclusion", "cpc", partial(losses.cpc_exclusion, normalization=normalization))),
     )
 
 
@@ -125,8 +125,8 @@ def mbls(*, alpha: float = 0.1, margin: float = 10.0) -> Objective:
     """NLL + alpha * margin penalty."""
     within("mbls.alpha", alpha, 0.0)
     within("mbls.margin", margin, 0.0)
-    penalty = each("mbls", "mbls", lambda logits, labels: losses.mbls(logits, margin=margin))
-    return blend((1, each("nll", "mbls", losses.nll)), (alpha, penalty))
+    penalty = per_example("mbls", "mbls", lambda logits, labels: losses.mbls(logits, margin=margin))
+    return blend((1, per_example("nll", "mbls", losses.nll)), (alpha, penalty))
 
 
 def acls(
@@ -147,11 +147,11 @@ def acls(
     def penalty(logits, labels):
         return losses.acls(logits, margin=margin, pos_lambda=pos_lambda, neg_lambda=neg_lambda, reference=reference)
 
-    return blend((1, each("nll", "acls", losses.nll)), (alpha, each("acls", "acls", penalty)))
+    return blend((1, per_example("nll", "acls", losses.nll)), (alpha, per_example("acls", "acls", penalty)))
 
 
 def _kdc(teacher: str, student: str) -> str:
-    """The line that Table 1 of KD(C) prints: CIFAR-100, top-1 / ECE in per cent."""
+    """The line that Table 1 of KD(C) prints: CIFAR-100, top-1 / ECE in percent."""
     return f"CIFAR-100 top-1 / ECE %: WRN-40-2 {teacher}, WRN-40-1 {student}"
 
 
@@ -219,7 +219,7 @@ CALIBRATORS: dict[str, Method] = {
     ),
     "crl": _method(
         stateful.crl,
-        "NLL + w·mean_i relu(-s_i(κ_i - κ_i+1) + |u_i - u_i+1|), u the normalised count of correct epochs",
+        "NLL + w·mean_i relu(-s_i(κ_i - κ_i+1) + |u_i - u_i+1|), u the normalized count of correct epochs",
         "Moon et al. 2020; daintlab/confidence-aware-learning",
         needs=("label", "index"),
         published=_kdc("70.86 / 11.97", "65.80 / 13.91"),

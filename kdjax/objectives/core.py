@@ -1,4 +1,4 @@
-"""The one abstraction: an Objective is a triple of pure functions, as an optimiser is in optax (floor 2)."""
+"""The one abstraction: an Objective is a triple of pure functions, as an optimizer is in optax (floor 2)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from kdjax.errors import Refused, nearest, one_of, positive, within
 from kdjax.losses import distillation, features, uncertainty
 from kdjax.losses.mlld import mlld as mlld_levels
 from kdjax.objectives.core import Method, Objective, Terms, stateless, weighted_mean
-from kdjax.objectives.kd_core import distil, labels_of, logits_of
-from kdjax.objectives.rows import each
+from kdjax.objectives.kd_core import distill, labels_of, logits_of
+from kdjax.objectives.rows import per_example
 from kdjax.objectives.stateful import epoch_of
 from kdjax.transforms import two_views
 from kdjax.types import Spec, Transform
@@ -63,7 +63,7 @@ def mlld(
     T: Any = 4.0,
     T_c: Any = 1.0,
     variant: str = "reference",
-    standardise: bool = False,
+    standardize: bool = False,
     weak: tuple[str, ...] = (),
     strong: tuple[str, ...] = ("rand_augment",),
 ) -> Objective:
@@ -79,7 +79,7 @@ def mlld(
 
     def value(batch, output, progress):
         z, t = logits_of(batch, output, "mlld", T_c)
-        levels = mlld_levels(z, t, T=T, variant=variant, standardise=standardise, weight=batch.weight)
+        levels = mlld_levels(z, t, T=T, variant=variant, standardize=standardize, weight=batch.weight)
         return sum(levels), {f"mlld_{name}": level for name, level in levels._asdict().items()}
 
     return stateless("mlld", value)
@@ -97,11 +97,11 @@ class CTKDState(NamedTuple):
 
 
 def ctkd(*, T_start: Any = 1.0, T_range: Any = 20.0, T_c: Any = 1.0, lr: Any = 0.05, loops: Any = 10) -> Objective:
-    """Curriculum temperature, global form: the student minimises KD at T, T maximises it by gradient reversal.
+    """Curriculum temperature, global form: the student minimizes KD at T, T maximizes it by gradient reversal.
 
     T = T_start + T_range sigmoid(theta), theta = 1 at the start. theta is state, not a parameter: each step ascends
     it, theta <- theta + lr lambda(e) dL/dtheta, lambda rising along a half cosine from 0 to 1 over `loops` epochs.
-    The authors put theta into the student's optimiser (momentum, weight decay, its learning rate) behind a gradient
+    The authors put theta into the student's optimizer (momentum, weight decay, its learning rate) behind a gradient
     reversal layer of strength lambda; this is the same game with plain gradient steps of its own size `lr`. As there,
     the factor T^2 is part of what theta climbs, and so is pulled up by it.
     """
@@ -155,10 +155,12 @@ def _on_features(name: str, loss: Callable, layers: tuple[str, ...], axes: int |
             )
         kept = jnp.ones(t.shape[0], bool) if batch.weight is None else batch.weight > 0
 
-        def present(x):
+        def mask_absent(x):
             return jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
-        return sum(loss(present(pick(ours, s, "student")), present(pick(theirs, u, "teacher"))) for s, u in common)
+        return sum(
+            loss(mask_absent(pick(ours, s, "student")), mask_absent(pick(theirs, u, "teacher"))) for s, u in common
+        )
 
     return stateless(name, value)
 
@@ -204,7 +206,7 @@ def dus(
     within("tau", tau, 0, 1)
     options = {"lambda_ce": lambda_ce, "lambda_f": lambda_f, "lambda_h": lambda_h, "gamma": gamma, "alpha_y": alpha_y}
     gate = {"tau": tau, "rho": rho, "beta": beta, "stop_gate": stop_gate}
-    return each("dus", "dus", partial(uncertainty.dus, **options, **gate))
+    return per_example("dus", "dus", partial(uncertainty.dus, **options, **gate))
 
 
 def _method(build: Any, formula: str, source: str, needs: tuple[str, ...] = ("teacher",), **more: Any) -> Method:
@@ -216,7 +218,7 @@ _TINYBERT = "Banking77 accuracy %, BERT-base to 6L-768, both TinyBERT losses wit
 
 DISTILLERS: dict[str, Method] = {
     "kd": _method(
-        distil,
+        distill,
         "T²·KL(softmax(t/T) ‖ softmax(z/T))",
         "Hinton et al. 2015; KD(C), rhebbalaguppe/CalibrationXferViaKD solvers/kdloss.py (alpha 0.9, T 1 to 20)",
         published="KD(C), CIFAR-100 top-1 / ECE %, WRN-40-2 to WRN-40-1: NLL teacher 69.60 / 15.18, "
@@ -224,27 +226,27 @@ DISTILLERS: dict[str, Method] = {
         verified="golden",
     ),
     "rtc": _method(
-        partial(distil, T=1.0, T_c=1.5),
+        partial(distill, T=1.0, T_c=1.5),
         "T²·KL(softmax(t/(T_c·T)) ‖ softmax(z/T)), T = 1, T_c = 1.5: the teacher alone is tempered",
         "The role of teacher calibration, arXiv 2508.20224; no code found",
         published="CIFAR-100, gain over KD in top-1: VGG13 to MobileNetV2 +2.17, ResNet50 to MobileNetV2 +1.93",
         verified="law",
     ),
     "ttm": _method(
-        partial(distil, T=1.0, T_c=10.0),
+        partial(distill, T=1.0, T_c=10.0),
         "KL(p_t^(1/T_c)/Z ‖ p_s)",
         "Zheng & Yang 2024, arXiv 2402.11148; zkxufo/TTM (its example: T_c = 10, VGG13 to VGG8)",
         published="CIFAR-100 top-1: WRN-40-2 to WRN-40-1 74.32",
         weights=(1.0, 45.0),
     ),
     "wttm": _method(
-        partial(distil, T=1.0, T_c=10.0, weighting="power_sum"),
+        partial(distill, T=1.0, T_c=10.0, weighting="power_sum"),
         "Z·KL(p_t^(1/T_c)/Z ‖ p_s), Z = Σ_k p_t,k^(1/T_c)",
         "Zheng & Yang 2024, arXiv 2402.11148; zkxufo/TTM (its weights are per pair; alpha here)",
         published="CIFAR-100 top-1: WRN-40-2 to WRN-40-1 74.58",
     ),
     "lskd": _method(
-        partial(distil, T=2.0, standardise=True),
+        partial(distill, T=2.0, standardize=True),
         "T²·KL(softmax(Z(t)/T) ‖ softmax(Z(z)/T)), Z(x) = (x - mean)/(sd + 1e-7)",
         "Sun et al. 2024, arXiv 2403.01427; sunshangquan/logit-standardization-KD",
         published="CIFAR-100 top-1: ResNet32x4 to ResNet8x4 76.62",
@@ -252,7 +254,7 @@ DISTILLERS: dict[str, Method] = {
         verified="golden",
     ),
     "cud": _method(
-        partial(distil, target="wclip"),
+        partial(distill, target="wclip"),
         "T²·KL(p̃^(T) ‖ p_s^(T)), p̃ = W-Clip(p_t, y): δ = min(η p_k*, m(p_k* - p_y)) moved from k* to y if k* ≠ y",
         "Trust the uncertain teacher, arXiv 2602.12687 (T not given, 4 is ours); no code found",
         _LABELLED,
@@ -260,7 +262,7 @@ DISTILLERS: dict[str, Method] = {
         published="Banking77 accuracy %, BERT-base to 4L-256: 91.22",
     ),
     "knowledge_adjustment": _method(
-        partial(distil, target="swap"),
+        partial(distill, target="swap"),
         "T²·KL(p̃^(T) ‖ p_s^(T)), p̃ = p_t with p_y and p_k* exchanged",
         "Wen et al. 2019, arXiv 1911.07471 (probability shift)",
         _LABELLED,

@@ -1,6 +1,6 @@
 """The one KD core: Hinton, KD(C), RTC, TTM, LSKD, CUD and knowledge adjustment are settings of it (floor 2).
 
-    teacher logits --standardise--> /T_c --target--> (control) --> T^2 D(q^T, p^T) --weighting--> weighted batch mean
+    teacher logits --standardize--> /T_c --target--> (control) --> T^2 D(q^T, p^T) --weighting--> weighted batch mean
 
 Calibrate first, then shape at temperature 1, then temper with the student.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from kdjax import targets
 from kdjax.errors import Refused, one_of, positive, within
 from kdjax.losses.distillation import DIVERGENCES, kd, power_sum
-from kdjax.losses.numerics import present, wide
+from kdjax.losses.numerics import at_least_float32, mask_absent
 from kdjax.objectives.core import Objective, need, stateless, weighted_mean
 from kdjax.types import Batch, Output
 
@@ -44,12 +44,12 @@ _IMPOSSIBLE = -27.6  # log 1e-12: Euclidean projections write exact zeros, which
 
 
 def _moved(log_q: Array, log_p: Array) -> Array:
-    """[B], which rows are not the teacher's: every target normalises anew, and that rounding is no shaping."""
+    """[B], which rows are not the teacher's: every target normalizes anew, and that rounding is no shaping."""
     rounding = 16 * jnp.finfo(log_p.dtype).eps * (1 + jnp.abs(log_p))
     return jnp.any(jnp.abs(log_q - log_p) > rounding, axis=-1)
 
 
-def _neighbours(near: Any, k: int) -> Array:
+def _neighbors(near: Any, k: int) -> Array:
     """[K, K] booleans from the option; every class is near itself.
 
     Raises:
@@ -67,7 +67,7 @@ def _neighbours(near: Any, k: int) -> Array:
 
 def _project(log_p: Array, labels: Array, o: Shaping) -> tuple[Array, Mapping[str, Array]]:
     k = log_p.shape[-1]
-    near = _neighbours(o.near, k)[labels]
+    near = _neighbors(o.near, k)[labels]
     wrong = targets.mistaken(log_p, labels)[:, None]
     far = {"mistake": jax.nn.one_hot(targets.top(log_p), k, dtype=bool) & wrong, "rest": ~near}[o.far] & ~near
     bounds: dict[str, Any] = {}
@@ -134,8 +134,8 @@ def logits_of(
             f"{method}: the student's logits have shape {tuple(output.logits.shape)} and the teacher's "
             f"{tuple(teacher.logits.shape)}; expected a teacher with the same classes, on the same batch."
         )
-    z, _, _ = present(wide(output.logits), batch.weight)
-    t, _, _ = present(jax.lax.stop_gradient(wide(teacher.logits)), batch.weight)
+    z, _, _ = mask_absent(at_least_float32(output.logits), batch.weight)
+    t, _, _ = mask_absent(jax.lax.stop_gradient(at_least_float32(teacher.logits)), batch.weight)
     return z, t / jnp.asarray(T_c, t.dtype)
 
 
@@ -149,12 +149,12 @@ def labels_of(batch: Batch, method: str) -> Int[Array, "B"]:
     return labels if batch.weight is None else jnp.where(batch.weight > 0, labels, 0)
 
 
-def distil(
+def distill(
     *,
     T: Any = 4.0,
     T_c: Any = 1.0,
     divergence: str = "forward",
-    standardise: bool = False,
+    standardize: bool = False,
     weighting: str = "none",
     target: str = "none",
     control: str = "none",
@@ -179,7 +179,7 @@ def distil(
       T: distillation temperature of both networks, > 0.
       T_c: calibration temperature of the teacher alone, > 0.
       divergence: "forward", "reverse" or "js".
-      standardise: LSKD's standardisation of both logits first.
+      standardize: LSKD's standardization of both logits first.
       weighting: "none", or "power_sum": WTTM's sum_k p_k^(1/(T_c T)) of the teacher.
       target: "none"; "wclip" (eta, m); "swap" (knowledge adjustment); "margin" (c); "top1" (distance); "project" (the
         rest). All but "none" need labels. Formulas and ranges: `kdjax.targets`.
@@ -221,7 +221,7 @@ def distil(
 
     def value(batch, output, progress):
         z, t = logits_of(batch, output, "kd")
-        if standardise:
+        if standardize:
             z, t = targets.standardize(jnp.stack([z, t]))  # as one, so that equal logits stay equal when compiled
         known = batch.label is not None or target != "none"
         labels = labels_of(batch, f"kd with target {target!r}") if known else jnp.zeros(t.shape[0], jnp.int32)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from kdjax import losses
 from kdjax.errors import Refused, one_of, positive, within
-from kdjax.losses.numerics import softmax_pair, wide
+from kdjax.losses.numerics import at_least_float32, softmax_pair
 from kdjax.objectives.core import Objective, Terms, need, weighted_mean
 from kdjax.objectives.rows import rows
 from kdjax.types import Batch, Spec
@@ -72,7 +72,7 @@ def adafocal(
         return Terms({"adafocal": loss}, logs), state
 
     def refresh(state, logits, labels):
-        _, confidence, hit = softmax_pair(wide(logits), jnp.asarray(labels))
+        _, confidence, hit = softmax_pair(at_least_float32(logits), jnp.asarray(labels))
         return losses.adafocal_update(
             state, confidence, hit, lam=lam, switch=switch, gamma_min=gamma_min, gamma_max=gamma_max
         )
@@ -92,8 +92,8 @@ class CRLState(NamedTuple):
     epochs: Float[Array, ""]
 
 
-def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float = 0.0) -> Objective:
-    """NLL + weight * correctness ranking loss between neighbours of the batch.
+def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float = 0.0) -> Objective:
+    """NLL + weight * correctness ranking loss between neighbors of the batch.
 
     The history of an example is its count, less the minimum over the whole training set, divided by the same of H =
     max(1, epochs completed). Counts grow from the training outputs of the very step, before its update of weights; an
@@ -102,12 +102,12 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float =
     Args:
       weight: >= 0, of the ranking term.
       confidence: "softmax", "entropy" or "margin"; see `losses.crl`.
-      normaliser: > 0, of the entropy; 0 is log K.
+      normalizer: > 0, of the entropy; 0 is log K.
     """
     within("crl.weight", weight, 0.0)
     one_of("crl.confidence", confidence, ("softmax", "entropy", "margin"))
-    within("crl.normaliser", normaliser, 0.0)
-    scale = None if isinstance(normaliser, int | float) and normaliser == 0 else normaliser
+    within("crl.normalizer", normalizer, 0.0)
+    scale = None if isinstance(normalizer, int | float) and normalizer == 0 else normalizer
 
     def init(spec: Spec) -> CRLState:
         return CRLState(jnp.zeros(spec.num_examples, jnp.int32), jnp.float32(spec.epochs))
@@ -118,7 +118,7 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normaliser: float =
         seen = jnp.asarray(state.counts)
         most = jnp.maximum(epoch_of(progress, state.epochs), 1).astype(jnp.int32)
         history = losses.crl_history(seen[index], jnp.min(seen), most)
-        ranking = losses.crl(logits, history, confidence=confidence, normaliser=scale, weight=batch.weight)
+        ranking = losses.crl(logits, history, confidence=confidence, normalizer=scale, weight=batch.weight)
         hard = weighted_mean(losses.nll(logits, labels), batch.weight)
         now = seen[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
         counts = seen.at[_scatter_index(index, batch, seen.shape[0])].max(now, mode="drop")

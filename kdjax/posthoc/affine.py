@@ -59,7 +59,7 @@ def fit_vector(logits: Any, labels: Any, *, weight: Any = None, l2: float = 0.0)
 
     v = _variance(z) * omega[:, None]
     curvature = np.concatenate([(v * z**2).sum(axis=0), v.sum(axis=0)]) + 2 * l2 / K
-    theta = _minimise(loss, np.concatenate([np.ones(K), np.zeros(K)]), curvature)
+    theta = _minimize(loss, np.concatenate([np.ones(K), np.zeros(K)]), curvature)
     return {"w": theta[:K], "b": theta[K:]}
 
 
@@ -85,7 +85,7 @@ def dirichlet_loss(
     Returns:
       (value, {"W": gradient [K, K], "b": gradient [K]}), float64.
 
-    Source: Kull et al. 2019 (ODIR), in the normalisation of the KD(C) and MDCA codes.
+    Source: Kull et al. 2019 (ODIR), in the normalization of the KD(C) and MDCA codes.
     """
     sample = inspect(logits, labels, weight)
     K = sample.logits.shape[1]
@@ -120,7 +120,7 @@ def fit_dirichlet(
     Raises:
       Refused: see `core.inspect`; λ or μ < 0.
 
-    Source: Kull et al. 2019. The KD(C) and MDCA codes start W at a random linear-layer initialisation and run 25 epochs
+    Source: Kull et al. 2019. The KD(C) and MDCA codes start W at a random linear-layer initialization and run 25 epochs
     of Adam, which does not reach the minimum; the original starts from the identity, as here.
     """
     sample = inspect(logits, labels, weight)
@@ -170,7 +170,7 @@ def _fit_dirichlet(sample: Sample, lam: float, mu: float) -> Params:
     of_w = v.T @ log_softmax(sample.logits) ** 2 + 2 * lam / (K * (K - 1)) * (1 - np.eye(K))
     curvature = np.concatenate([of_w.ravel(), v.sum(axis=0) + 2 * mu / K])
     start = np.concatenate([np.eye(K).ravel(), np.zeros(K)])
-    return _unpack(_minimise(_odir(sample, lam, mu), start, curvature), K)
+    return _unpack(_minimize(_odir(sample, lam, mu), start, curvature), K)
 
 
 def _odir(sample: Sample, lam: float, mu: float) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -213,12 +213,12 @@ def _unpack(theta: np.ndarray, K: int) -> dict[str, np.ndarray]:
     return {"W": theta[: K * K].reshape(K, K), "b": theta[K * K :]}
 
 
-def _minimise(
+def _minimize(
     loss: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, curvature: np.ndarray
 ) -> np.ndarray:
     """L-BFGS. Every accepted step lowers the loss, so that what is returned is never worse than the start.
 
-    The variables are scaled by the Hessian's diagonal at the start: penalised and free ones differ in curvature by
+    The variables are scaled by the Hessian's diagonal at the start: penalized and free ones differ in curvature by
     orders of magnitude, and without the scaling K = 100 takes several times as many passes.
     """
     scale = 1 / np.sqrt(curvature + 1e-6 * curvature.max() + np.finfo(float).tiny)

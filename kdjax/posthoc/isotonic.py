@@ -15,7 +15,7 @@ from kdjax.posthoc.core import Params, inspect
 
 
 def apply_isotonic(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
-    """log of the normalised max(f_k(softmax(z)_k), floor); f_k is linear between knots, flat outside.
+    """log of the normalized max(f_k(softmax(z)_k), floor); f_k is linear between knots, flat outside.
 
     A row on which every f_k is 0 becomes uniform, as in scikit-learn. The argmax may move, and ties appear,
     since f_k is flat in places.
@@ -30,8 +30,8 @@ def apply_isotonic(params: Params, logits: Float[Array, "B K"]) -> Float[Array, 
 def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float = 1e-6) -> Params:
     """For each class k the non-decreasing f_k that fits 1[y = k] to softmax(z)_k by weighted least squares.
 
-    Pool-adjacent-violators minimises every proper score at once, so each one-vs-rest log loss on the split is
-    not worse than before; after the rows are normalised this holds for the multi-class NLL in practice but
+    Pool-adjacent-violators minimizes every proper score at once, so each one-vs-rest log loss on the split is
+    not worse than before; after the rows are normalized this holds for the multi-class NLL in practice but
     not by a theorem.
 
     Ties: examples with equal softmax(z)_k share one value, their weighted mean label. Zeros: a block without
@@ -42,7 +42,7 @@ def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float =
       logits: [N, K].
       labels: [N], integers in [0, K).
       weight: [N] or None.
-      floor: in (0, 0.1], least unnormalised probability.
+      floor: in (0, 0.1], least unnormalized probability.
 
     Returns:
       {"x": [K, M], "y": [K, M], "floor": []}: the knots of f_k, padded to a common length by repeating the

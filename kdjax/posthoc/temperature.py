@@ -36,7 +36,7 @@ def fit_temperature(logits: Any, labels: Any, *, weight: Any = None) -> Params:
     (constant rows) keep T = 1.
 
     Args:
-      logits: [N, K], unnormalised.
+      logits: [N, K], unnormalized.
       labels: [N], integers in [0, K).
       weight: [N] or None.
 
@@ -150,7 +150,7 @@ def _wide(logits: Any) -> Array:
 
 
 def _optimum(sample: Sample) -> float:
-    """The minimiser of the NLL over T in [LOW, HIGH]."""
+    """The minimizer of the NLL over T in [LOW, HIGH]."""
 
     def slope(log_t: float) -> float:
         """Derivative of the weighted NLL with respect to 1/T, up to a positive factor."""

@@ -24,7 +24,7 @@ class Projected(NamedTuple):
     """A projected target and what happened on the way.
 
     Attributes:
-      log_q: [..., K], normalised log-probabilities.
+      log_q: [..., K], normalized log-probabilities.
       T: [...], the temperature that meets the entropy bounds: >= 1 at the floor, < 1 at the ceiling, else 1.
       clamped: [...], the floor was above 99 % of the largest entropy that the masses allow, and was lowered to that.
       failed: [...], no distribution meets the ceiling by tempering (tied maxima, such as a uniform teacher); `log_q` is
@@ -77,7 +77,7 @@ def masses(
     3. else near gets alpha, the rest is scaled by (1 - alpha) / (1 - a); accepted if far then has at most eps.
     4. else near alpha, far eps, the others 1 - alpha - eps.
 
-    Minimises KL(q||p), KL(p||q), Jeffreys, Jensen-Shannon, Hellinger and chi^2 alike; the tilting form of CUD's
+    Minimizes KL(q||p), KL(p||q), Jeffreys, Jensen-Shannon, Hellinger and chi^2 alike; the tilting form of CUD's
     appendix, q_k = p_k exp(mu 1[k in N] - nu 1[k in W]) / Z, has the multipliers of `multipliers`.
 
     Args:
@@ -192,7 +192,7 @@ def project(
     is therefore CUD's requirement R1, solved exactly, with h_min the entropy of the tempered teacher.
 
     **The entropy ceiling** is not a convex constraint (the paper's Theorem 1 overlooks it), yet `masses(temper(p, T))`
-    with T < 1 and H = h_max is the unique minimiser whenever such a T exists, since KL + kappa' H is strictly convex
+    with T < 1 and H = h_max is the unique minimizer whenever such a T exists, since KL + kappa' H is strictly convex
     for kappa' < 1. None exists where maxima are tied, as in a uniform teacher: flagged in `failed`.
 
     T is found by bisection on log T and always ends on the feasible side.
@@ -254,7 +254,7 @@ def top1(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, distance: str
     """Projection onto {q : q_y >= q_k for every k}: the label leads, or ties.
 
     The label is pooled with the classes above it: others in descending order join as long as they exceed the pooled
-    value. "kl" (KL(q||p)): geometric mean of the pool, then everything renormalised. "l2": arithmetic mean, nothing
+    value. "kl" (KL(q||p)): geometric mean of the pool, then everything renormalized. "l2": arithmetic mean, nothing
     else moves.
 
     Raises:

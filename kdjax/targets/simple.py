@@ -1,6 +1,6 @@
 """Shaping a teacher's distribution: the pointwise forms (floor 1).
 
-A target takes log-probabilities `log_p` [..., K] (any logits of that distribution do) and returns normalised
+A target takes log-probabilities `log_p` [..., K] (any logits of that distribution do) and returns normalized
 log-probabilities of the same shape. Class axis last, leading axes free; float32 at least, float64 when given float64.
 Nothing here stops a gradient: a teacher's output arrives without one.
 
@@ -37,7 +37,7 @@ def _per_row(T: Any, like: Array) -> Array:
 
 
 def temper(log_p: Float[Array, "*B K"], T: Any) -> Float[Array, "*B K"]:
-    """softmax(log p / T) in log space, i.e. p^(1/T) renormalised.
+    """softmax(log p / T) in log space, i.e. p^(1/T) renormalized.
 
     Args:
       log_p: logits or log-probabilities.
@@ -170,7 +170,7 @@ def standardize(logits: Float[Array, "*B K"], *, eps: float = 1e-7) -> Float[Arr
     kept = logits > EXCLUDED
     n = jnp.sum(kept, axis=-1, keepdims=True)
     safe = jnp.where(kept, logits, 0.0)
-    centred = jnp.where(kept, safe - jnp.sum(safe, axis=-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
-    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(n - 1, 1)
+    centered = jnp.where(kept, safe - jnp.sum(safe, axis=-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
+    variance = jnp.sum(centered**2, axis=-1, keepdims=True) / jnp.maximum(n - 1, 1)
     spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    return jnp.where(kept | jnp.isnan(logits), centred / (spread + eps), EXCLUDED)
+    return jnp.where(kept | jnp.isnan(logits), centered / (spread + eps), EXCLUDED)

@@ -247,7 +247,7 @@ def mixture() -> Check:
             student_ece(0.9),
             Measurement("ECE of the student, α = 1", ece[-1], 0.0, 1e-12),
             Measurement(
-                "loss minimiser − formula, worst", float(np.abs(np.subtract(solved, students)).max()), 0, 1e-12
+                "loss minimizer − formula, worst", float(np.abs(np.subtract(solved, students)).max()), 0, 1e-12
             ),
         ),
         {"alpha": alphas.tolist(), "ece": ece, "eta": eta.tolist(), "p": np.stack(students).tolist()},

@@ -1,7 +1,7 @@
 """Distillation between linear networks, in float64 on the host.
 
 The setting of KD(C), section 3.1: X is [d, N] (a column is an example), logits are z = wᵀX (+ b), labels y
-lie in [0, 1] (soft ones allowed), and the student minimises, summed over examples,
+lie in [0, 1] (soft ones allowed), and the student minimizes, summed over examples,
 
     (1 − α)·BCE(y, σ(z)) + α·T²·BCE(σ(z_t/T), σ(z/T)).
 
@@ -38,7 +38,7 @@ def student(
     T: float = 1.0,
     intercept: bool = False,
 ) -> Float[Array, "D"]:
-    """The exact minimiser, by Newton's method with halved steps, to rounding.
+    """The exact minimizer, by Newton's method with halved steps, to rounding.
 
     Args:
       X: [d, N] with N >= d, of full row rank.
@@ -156,7 +156,7 @@ def theorem1(
         N >= d:  w ≈ α w_t + 4(1 − α)(XXᵀ)⁻¹X(y − ½)
         N <  d:  w ≈ α P w_t + 4(1 − α)X(XᵀX)⁻¹(y − ½) + (I − P)w_0,   P = X(XᵀX)⁻¹Xᵀ
 
-    The linearised equation is free of T. The error is of third order: σ(z) − ½ − z/4 = −z³/48 + …, so the
+    The linearized equation is free of T. The error is of third order: σ(z) − ½ − z/4 = −z³/48 + …, so the
     *relative* error of w quarters when all logits halve. It needs the student's, the teacher's and the
     labels' logits (4·OLS) to be small; T shrinks the teacher's only.
 
@@ -188,7 +188,7 @@ def theorem1_printed(
 def descent_limit(
     X: Float[Array, "d N"], z: Float[Array, "N"], w_0: Float[Array, "d"] | None = None
 ) -> Float[Array, "d"]:
-    """For N < d: where gradient descent from w_0 ends if the logits z minimise the loss: X(XᵀX)⁻¹z + (I − P)w_0."""
+    """For N < d: where gradient descent from w_0 ends if the logits z minimize the loss: X(XᵀX)⁻¹z + (I − P)w_0."""
     gram = X.T @ X
     if w_0 is None:
         return X @ np.linalg.solve(gram, z)
@@ -237,7 +237,7 @@ def theorem2_gap(z_t: Float[Array, "N"], y: Float[Array, "N"], *, alpha: float) 
     """Theorem 2 of KD(C), where it is exact: mean_gap(student) = α·mean_gap(teacher).
 
     Holds at T = 1, for a student with an intercept, on the data it was trained on, at the minimum, without
-    regularisation; the intercept's stationarity says so. The paper states it for every T and without an
+    regularization; the intercept's stationarity says so. The paper states it for every T and without an
     intercept: at T ≠ 1 it holds to third order (`third_order_gap`), and without an intercept it fails. It
     concerns the mean prediction, not calibration (`population_student`).
     """

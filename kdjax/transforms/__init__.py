@@ -1,11 +1,11 @@
 """Batch transforms, (key, Batch) -> Batch: pure, on device, jitted with the step (floor 1).
 
-    transform = chain(pad_crop(4), flip(), normalise(mean, std, scale=255))
+    transform = chain(pad_crop(4), flip(), normalize(mean, std, scale=255))
     batch = transform(jax.random.fold_in(key, step), batch)
 
 All randomness comes from the key, drawn per example of the global batch; so a transform gives the same
 numbers under `jit`, without it, and on any number of devices. Geometry and photometry keep the dtype of the
-images (uint8 stays uint8) and belong before `normalise`; `normalise`, `gaussian_noise` and `mixup` write
+images (uint8 stays uint8) and belong before `normalize`; `normalize`, `gaussian_noise` and `mixup` write
 float32.
 
 `TRANSFORMS` names every factory, `build` turns names into one transform. A method that brings its own
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from kdjax.errors import Refused, nearest, one_of
 from kdjax.transforms.augment import rand_augment
 from kdjax.transforms.mixing import mix, mixup
-from kdjax.transforms.pixels import cutout, flip, gaussian_noise, normalise, pad_crop
+from kdjax.transforms.pixels import cutout, flip, gaussian_noise, normalize, pad_crop
 from kdjax.types import Batch, Key, Transform
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "gaussian_noise",
     "mix",
     "mixup",
-    "normalise",
+    "normalize",
     "pad_crop",
     "rand_augment",
     "two_views",
@@ -96,7 +96,7 @@ TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
     "cutout": cutout,
     "rand_augment": rand_augment,
     "gaussian_noise": gaussian_noise,
-    "normalise": normalise,
+    "normalize": normalize,
     "mixup": mixup,
     "two_views": two_views,
 }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import positive, within
-from kdjax.transforms.pixels import gather_pixels, images, whole
+from kdjax.transforms.pixels import check_integer, gather_pixels, images
 from kdjax.types import Batch, Key, Transform
 
 Pixels = Float[Array, "B H W C"]
@@ -20,10 +20,10 @@ _OPS = (
     "translate_y",
     "rotate",
     "brightness",
-    "colour",
+    "color",
     "contrast",
-    "posterise",
-    "solarise",
+    "posterize",
+    "solarize",
     "autocontrast",
 )
 
@@ -32,11 +32,11 @@ def rand_augment(num_ops: int = 2, magnitude: float = 10, high: float | None = N
     """RandAugment: `num_ops` operations per image, each drawn uniformly from twelve, all of one strength.
 
     Operations, with f = magnitude / 30: identity; shear x, y by 0.3 f; translate x, y by 150/331 f of the
-    side; rotate by 30 f degrees; brightness, colour, contrast by a factor 1 + 0.9 f; posterise to 8 - round(4f)
-    bits; solarise above (1 - f) high; autocontrast. Signs are fair coins. Geometry is about the centre, nearest
+    side; rotate by 30 f degrees; brightness, color, contrast by a factor 1 + 0.9 f; posterize to 8 - round(4f)
+    bits; solarize above (1 - f) high; autocontrast. Signs are fair coins. Geometry is about the center, nearest
     pixel, zeros outside.
 
-    Ranges are those of torchvision, which shears about a corner and also has sharpness and equalise; both are
+    Ranges are those of torchvision, which shears about a corner and also has sharpness and equalize; both are
     left out (a histogram per image on the device costs more than the rest together).
 
     Args:
@@ -46,7 +46,7 @@ def rand_augment(num_ops: int = 2, magnitude: float = 10, high: float | None = N
 
     Source: Cubuk et al., NeurIPS 2020; MLLD's strong view is the weak one followed by `rand_augment(2, 10)`.
     """
-    whole("num_ops", num_ops, 0)
+    check_integer("num_ops", num_ops, 0)
     within("magnitude", magnitude, 0, 30)
     if high is not None:
         positive("high", high)
@@ -67,7 +67,7 @@ def rand_augment(num_ops: int = 2, magnitude: float = 10, high: float | None = N
 
 
 def _affine(x: Pixels, op: Int[Array, "B"], s: Float[Array, "B"]) -> Pixels:
-    """Pulls each pixel from M (row, col) + t about the centre; the photometric operations have M = I, t = 0."""
+    """Pulls each pixel from M (row, col) + t about the center; the photometric operations have M = I, t = 0."""
     _, h, w, _ = x.shape
 
     def only(name, value, otherwise=0.0):
@@ -93,15 +93,15 @@ def _photometric(x: Pixels, op: Int[Array, "B"], sign: Float[Array, "B"], f: flo
     """The operations on values, clipped to [0, high]; the identity for the geometric ones."""
     factor = (1 + 0.9 * f * sign)[:, None, None, None]
     luma = jnp.array([0.299, 0.587, 0.114]) if x.shape[-1] == 3 else jnp.full(x.shape[-1], 1 / x.shape[-1])
-    grey = jnp.sum(x * luma, axis=-1, keepdims=True)
+    gray = jnp.sum(x * luma, axis=-1, keepdims=True)
     step = 2.0 ** round(4 * f) * high / 255
     low, top = jnp.min(x, axis=(1, 2), keepdims=True), jnp.max(x, axis=(1, 2), keepdims=True)
     results = {
         "brightness": factor * x,
-        "colour": grey + factor * (x - grey),
-        "contrast": (mean := grey.mean(axis=(1, 2), keepdims=True)) + factor * (x - mean),
-        "posterise": jnp.floor(x / step + 1e-4) * step,
-        "solarise": jnp.where(x >= high * (1 - f), high - x, x),
+        "color": gray + factor * (x - gray),
+        "contrast": (mean := gray.mean(axis=(1, 2), keepdims=True)) + factor * (x - mean),
+        "posterize": jnp.floor(x / step + 1e-4) * step,
+        "solarize": jnp.where(x >= high * (1 - f), high - x, x),
         "autocontrast": jnp.where(top > low, (x - low) * high / jnp.where(top > low, top - low, 1), x),
     }
     chosen = [(op == _OPS.index(name))[:, None, None, None] for name in results]

@@ -23,7 +23,7 @@ def pad_crop(padding: int = 4, mode: str = "zero") -> Transform:
     Raises:
       Refused: while building, for another range or mode; while tracing, for inputs that are not images.
     """
-    whole("padding", padding, 0)
+    check_integer("padding", padding, 0)
     one_of("mode", mode, ("zero", "reflect"))
 
     def apply(key: Key, batch: Batch) -> Batch:
@@ -54,17 +54,17 @@ def flip() -> Transform:
 
 
 def cutout(size: int, fill: float = 0.0) -> Transform:
-    """Fills one size x size square per image; its centre is uniform over the pixels, so it may hang over the edge.
+    """Fills one size x size square per image; its center is uniform over the pixels, so it may hang over the edge.
 
     `fill` is in the units of the inputs. Source: DeVries & Taylor, arXiv 1708.04552 (CIFAR-10: 16, CIFAR-100: 8).
     """
-    whole("size", size, 1)
+    check_integer("size", size, 1)
 
     def apply(key: Key, batch: Batch) -> Batch:
         x = images(batch, "cutout")
         b, h, w, _ = x.shape
-        centre = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
-        start = centre - size // 2
+        center = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
+        start = center - size // 2
         rows = (jnp.arange(h) >= start[:, :1]) & (jnp.arange(h) < start[:, :1] + size)
         cols = (jnp.arange(w) >= start[:, 1:]) & (jnp.arange(w) < start[:, 1:] + size)
         hole = rows[:, :, None, None] & cols[:, None, :, None]
@@ -84,7 +84,7 @@ def gaussian_noise(sd: float) -> Transform:
     return apply
 
 
-def normalise(mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -> Transform:
+def normalize(mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -> Transform:
     """(inputs / scale - mean) / std over the last axis, in float32; takes a `Dataset`'s own `mean`, `std` and
     `scale`.
 
@@ -96,10 +96,10 @@ def normalise(mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -
         positive("std", value)
 
     def apply(key: Key, batch: Batch) -> Batch:
-        x = array(batch, "normalise")
+        x = array(batch, "normalize")
         if len(mean) != x.shape[-1] or len(std) != x.shape[-1]:
             found = f"{len(mean)} means and {len(std)} standard deviations for {x.shape[-1]} channels"
-            raise Refused(f"normalise has {found}; expected one of each per channel.")
+            raise Refused(f"normalize has {found}; expected one of each per channel.")
         x = (x.astype(jnp.float32) / scale - jnp.asarray(mean)) / jnp.asarray(std)
         return batch._replace(inputs=x)
 
@@ -145,7 +145,7 @@ def gather_pixels(
     return jnp.where(inside[..., None], y.reshape(x.shape), jnp.zeros((), x.dtype))
 
 
-def whole(what: str, found: Any, low: int) -> None:
+def check_integer(what: str, found: Any, low: int) -> None:
     """Refuses what is not a Python integer of at least `low`."""
     if isinstance(found, bool) or not isinstance(found, int) or found < low:
         raise Refused(f"{what} is {found!r}; expected an integer of at least {low}.")

@@ -80,10 +80,10 @@ def test_the_good_case_passes():
         ({"calibration_fraction": 0.99}, "holds out 12, which leaves a split empty"),
         ({"split_seed": -1}, "the calibration seed is -1"),
         ({"calibration": (FLOATS[:4], LABEL[:4])}, "every one of the 4 calibration examples also occurs in train"),
-        ({"normalisation": "kcd"}, "normalisation is 'kcd', .* did you mean kdc"),
-        ({"normalisation": "kdc"}, "for inputs of 1 channels"),
-        ({"normalisation": ((0.5,), (0.0,))}, "one positive std"),
-        ({"normalisation": (0.5, 0.5)}, "a pair"),
+        ({"normalization": "kcd"}, "normalization is 'kcd', .* did you mean kdc"),
+        ({"normalization": "kdc"}, "for inputs of 1 channels"),
+        ({"normalization": ((0.5,), (0.0,))}, "one positive std"),
+        ({"normalization": (0.5, 0.5)}, "a pair"),
     ],
 )
 def test_refused(case, sentence):

@@ -65,13 +65,13 @@ def test_in_memory_when_nothing_can_be_cached(folders, tmp_path):
         assert load("tiny", data_dir=folders["data_dir"], cache_dir=tmp_path / "file").fingerprint == good.fingerprint
 
 
-def test_grey_images_validation_split_versions_and_environment(folders, monkeypatch):
-    grey = {"train": [tiny.arrays(20, 4, channels=1)], "validation": [tiny.arrays(6, 5, channels=1)]}
+def test_gray_images_validation_split_versions_and_environment(folders, monkeypatch):
+    gray = {"train": [tiny.arrays(20, 4, channels=1)], "validation": [tiny.arrays(6, 5, channels=1)]}
     tiny.write(folders["data_dir"], version="1.9.0", splits=SPLITS)
-    tiny.write(folders["data_dir"], version="1.10.0", splits=grey)
+    tiny.write(folders["data_dir"], version="1.10.0", splits=gray)
     monkeypatch.setenv("TFDS_DATA_DIR", str(folders["data_dir"]))
     newest = load("tiny")
-    np.testing.assert_array_equal(newest.test.inputs, grey["validation"][0][0])
+    np.testing.assert_array_equal(newest.test.inputs, gray["validation"][0][0])
     assert load("tiny:1.9.0").train.inputs.shape[-1] == 3
 
 
@@ -193,6 +193,6 @@ def test_the_real_test_split(name, per_class, tmp_path):
     reference = tfds.data_source(name, split="test", data_dir=folder)
     for i in (0, 1, 2500, 9999):
         assert reference[i]["label"] == labels[i]
-        # JPEG decoders differ by a few grey levels, PNG decoders by none.
+        # JPEG decoders differ by a few gray levels, PNG decoders by none.
         tolerance = 0 if name == "cifar100" else 8
         np.testing.assert_allclose(reference[i]["image"].astype(int), images[i].astype(int), atol=tolerance)

@@ -96,7 +96,7 @@ def flipped(array, position=(0, 0, 0, 0)):
     return array
 
 
-def relabelled(y):
+def relabeled(y):
     y = y.copy()
     y[3] = (y[3] + 1) % 5
     return y
@@ -108,10 +108,10 @@ def relabelled(y):
         lambda: own(x=flipped(X, (own().train.index[-1], 3, 3, 2))),
         lambda: own(x=flipped(X, (own().calibration.index[0], 0, 0, 0))),
         lambda: own(test=(flipped(TEST[0]), TEST[1])),
-        lambda: own(y=relabelled(Y)),
-        lambda: own(test=(TEST[0], relabelled(TEST[1]))),
+        lambda: own(y=relabeled(Y)),
+        lambda: own(test=(TEST[0], relabeled(TEST[1]))),
         lambda: own(num_classes=6),
-        lambda: own(normalisation="none"),
+        lambda: own(normalization="none"),
         lambda: own(split_seed=1),
         lambda: own(calibration_fraction=0.2),
         lambda: own(train_examples=100),
@@ -132,7 +132,7 @@ def test_calibration_id_is_about_the_calibration_examples_alone():
     assert inside.calibration_id != base.calibration_id
 
 
-def test_own_normalisation_is_that_of_the_training_part():
+def test_own_normalization_is_that_of_the_training_part():
     pixels = own(calibration_fraction=0.5)
     scaled = X[pixels.train.index].astype(np.float64) / 255
     np.testing.assert_allclose(pixels.mean, scaled.mean((0, 1, 2)), rtol=1e-5)
@@ -147,7 +147,7 @@ def test_own_normalisation_is_that_of_the_training_part():
 
 def test_given_constants_and_calibration_are_kept():
     calibration = (TEST[0][:10] ^ 255, TEST[1][:10])
-    data = own(calibration=calibration, normalisation=((0.5,) * 3, (0.25,) * 3))
+    data = own(calibration=calibration, normalization=((0.5,) * 3, (0.25,) * 3))
     np.testing.assert_array_equal(data.calibration.inputs, calibration[0])
     assert len(data.train.label) == 200 and data.mean == (0.5,) * 3 and data.std == (0.25,) * 3
     assert not set(data.calibration.index) & set(data.train.index)
@@ -185,7 +185,7 @@ def test_duplicates_of_the_source_are_no_leak():
     [
         (lambda: own(num_classes=6), "has 6 classes and the student's 'arrays' has 5"),
         (lambda: own(x=X ^ 255), "calibration splits of teacher .* differ"),
-        (lambda: own(normalisation="none"), "normalised"),
+        (lambda: own(normalization="none"), "normalized"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(teacher, sentence):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from kdjax import losses, objectives
-from kdjax.losses.numerics import present, wide
+from kdjax.losses.numerics import at_least_float32, mask_absent
 from kdjax.objectives import Objective, stateless
 
 
@@ -49,11 +49,11 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "label_smoothing": ({"form": "uniform"},),
     "focal": ({"gamma": 0.5},),
     "mdca": ({"gamma": 2.0, "beta": 5.0}, {"alpha": 0.1}),
-    "mmce": ({"form": "unweighted"}, {"normalisation": "paper"}),
+    "mmce": ({"form": "unweighted"}, {"normalization": "paper"}),
     "crl": ({"confidence": "entropy"}, {"confidence": "margin"}),
     "pskd": ({"memory": "float16"},),
     "adafocal": ({"reduction": "sum"},),
-    "cpc": ({"normalisation": "cals"},),
+    "cpc": ({"normalization": "cals"},),
     "mbls": ({"margin": 0.5},),
     "acls": ({"margin": 0.5}, {"margin": 0.5, "reference": "range"}),
     "dus": ({"rho": 0.5, "beta": 2.0},),
@@ -74,8 +74,8 @@ READS_LABELS_TOO = ("kd",)
 # Methods whose transform stacks views of every example along the batch axis.
 VIEWS = {"mlld": 2}
 
-_ORDER = "each example is ranked against its neighbour in the batch, by definition (Moon et al. 2020)"
-_RAW_MAX = "the official code penalises the raw maximum, not a difference of logits; reference='range' is invariant"
+_ORDER = "each example is ranked against its neighbor in the batch, by definition (Moon et al. 2020)"
+_RAW_MAX = "the official code penalizes the raw maximum, not a difference of logits; reference='range' is invariant"
 _GATE = "no gradient through the gate: it would pay the model for lowering p_y (CUD; stop_gate=False has it)"
 _STOPPED = (
     "the penalty of the other classes stops the gradient at the maximum that it is measured from, as the code does"
@@ -165,7 +165,7 @@ NOT_LOSSES: Mapping[str, str] = {
     "reverse_kl": "divergence of two log-distributions, inside kd",
     "jensen_shannon": "divergence of two log-distributions, inside kd",
     "same_classes": "shape check of the distillation losses",
-    "present_pair": "removal of absent examples",
+    "mask_absent_pair": "removal of absent examples",
     "power_sum": "WTTM's weight of an example, of the teacher alone",
     "Levels": "the three levels of mlld",
     "agreed": "rows on which the two networks agree",
@@ -206,11 +206,11 @@ def of_loss(name: str) -> Member:
     declared, function = LOSSES[name], public_losses()[name]
 
     def values(batch, output):
-        logits, _, kept = present(wide(output.logits), batch.weight)
+        logits, _, kept = mask_absent(at_least_float32(output.logits), batch.weight)
         given = {
             "label": lambda: (jnp.where(kept, batch.label, 0),),
             "target": lambda: (jnp.where(kept[:, None], batch.target, 0.0),),
-            "teacher": lambda: (present(wide(batch.teacher.logits), batch.weight)[0],),
+            "teacher": lambda: (mask_absent(at_least_float32(batch.teacher.logits), batch.weight)[0],),
             "history": lambda: (batch.index % 5 / 4.0,),
         }
         if declared.arguments == _F:

@@ -45,7 +45,7 @@ IDENTITIES = [
     (("rtc", {"T_c": 1.0, "T": 4.0}), ("kd", {})),
     (("rtc", {"T_c": 10.0}), ("ttm", {})),
     (("wttm", {"T_c": 1.0}), ("ttm", {"T_c": 1.0})),
-    (("lskd", {"standardise": False}), ("kd", {"T": 2.0})),
+    (("lskd", {"standardize": False}), ("kd", {"T": 2.0})),
     (("cud", {"eta": 1.0, "m": 1.0}), ("knowledge_adjustment", {})),
     (("cud", {"target": "none"}), ("kd", {})),
     (("kd", {"target": "project", "far_mass": 1.0}), ("kd", {})),
@@ -115,8 +115,8 @@ def test_teacher_equal_to_student_has_no_gradient(member, scale):
 
 
 @pytest.mark.parametrize(("divergence", "factor"), [("forward", 1.0), ("reverse", 1.0), ("js", 0.25)])
-def test_kd_at_infinite_temperature_matches_centred_logits(divergence, factor):
-    """T² D -> factor · ||z' - t'||² / (2K), z' and t' centred (Hinton et al. 2015, section 2.1)."""
+def test_kd_at_infinite_temperature_matches_centered_logits(divergence, factor):
+    """T² D -> factor · ||z' - t'||² / (2K), z' and t' centered (Hinton et al. 2015, section 2.1)."""
     with jax.enable_x64(True):
         s = door.sample(door.Draw(6, 2.0, SHAPE))
 

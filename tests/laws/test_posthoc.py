@@ -21,7 +21,7 @@ from tests.laws.door import same
 LAWS = settings(settings.get_profile("laws"), max_examples=3)
 everyone = pytest.mark.parametrize("name", POSTHOC)
 
-# Options with which the fit minimises the NLL, which is what law 9 speaks of.
+# Options with which the fit minimizes the NLL, which is what law 9 speaks of.
 BY_NLL = {"temperature_grid_torrvision": {"criterion": "nll"}}
 # Who may move the argmax, and why; all others may not.
 MOVES = {
@@ -31,7 +31,7 @@ MOVES = {
 }
 # Who may end worse than T = 1 on the fit split, by how much, and why.
 SLACK = {
-    "isotonic": (0.02, "one-vs-rest fits are normalised afterwards"),
+    "isotonic": (0.02, "one-vs-rest fits are normalized afterwards"),
 }
 # Who sees a constant added to a row, and why.
 SHIFTS = {"vector": "the constant is multiplied by each class's weight"}

@@ -10,7 +10,7 @@ import pytest
 from kdjax import objectives
 from kdjax.losses import nll
 from kdjax.objectives import METHODS, Method
-from kdjax.objectives.rows import each
+from kdjax.objectives.rows import per_example
 from kdjax.targets import entropy, temper
 from kdjax.trainer import Trainer
 from tests.laws import door, laws, members, training
@@ -24,7 +24,7 @@ def toy(logits, labels, *, beta):
 
 
 def build(*, beta: float = 0.5):
-    return each("toy", "toy", lambda z, y: toy(z, y, beta=beta))
+    return per_example("toy", "toy", lambda z, y: toy(z, y, beta=beta))
 
 
 @pytest.fixture
@@ -61,19 +61,21 @@ def test_it_obeys_the_laws(registered):
     ],
 )
 def test_the_laws_catch_what_they_are_for(law, wrong):
-    member = members.Member("wrong", "wrong", each("wrong", "wrong", wrong), ("label",))
+    member = members.Member("wrong", "wrong", per_example("wrong", "wrong", wrong), ("label",))
     with pytest.raises(AssertionError):
         laws.LAWS[law](member, door.Draw(1, 2.0, SHAPE))
 
 
 def test_law_5_catches_a_logarithm_of_zero():
-    wrong = each("wrong", "wrong", lambda z, y: -jnp.log(jnp.take_along_axis(jax.nn.softmax(z), y[:, None], 1)[:, 0]))
+    wrong = per_example(
+        "wrong", "wrong", lambda z, y: -jnp.log(jnp.take_along_axis(jax.nn.softmax(z), y[:, None], 1)[:, 0])
+    )
     with pytest.raises(AssertionError, match="wrong at huge|wrong at wrong"):
         laws.finite(members.Member("wrong", "wrong", wrong, ("label",)), SHAPE)
 
 
 def test_law_1_catches_half_precision():
-    half = each("half", "half", lambda z, y: nll(z.astype(jnp.bfloat16).astype(jnp.float32), y))
+    half = per_example("half", "half", lambda z, y: nll(z.astype(jnp.bfloat16).astype(jnp.float32), y))
     with pytest.raises(AssertionError):
         member = members.Member("half", "half", half, ("label",))
         s = door.sample(door.Draw(1, 2.0, SHAPE), dtype=np.float32)

@@ -45,7 +45,7 @@ def teacher(network: str) -> teachers.Teacher:
 
 
 def of(name: str) -> Task:
-    """The task of a method, with a teacher if it distils."""
+    """The task of a method, with a teacher if it distills."""
     wanted = recipe(name)
     return task(wanted, dataset(), None if wanted.distill is None else teacher(wanted.model))
 

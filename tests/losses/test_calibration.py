@@ -13,7 +13,7 @@ BATCH = {
     "dca": losses.dca,
     "mmce": losses.mmce,
     "mmce_weighted": losses.mmce_weighted,
-    "mmce_paper": lambda z, y, weight=None: losses.mmce_weighted(z, y, normalisation="paper", weight=weight),
+    "mmce_paper": lambda z, y, weight=None: losses.mmce_weighted(z, y, normalization="paper", weight=weight),
 }
 CRL = {
     kind: lambda z, y, weight=None, kind=kind: losses.crl(z, y / 5.0, confidence=kind, weight=weight)
@@ -162,7 +162,7 @@ def test_cpc_exclusion_over_pairs_in_any_chunking(elements):
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     naive = jax.grad(lambda z: naive_exclusion(z, int(labels[0])))(logits[0])
     np.testing.assert_allclose(grad[0], naive, rtol=1e-4, atol=1e-6)
-    cals = losses.cpc_exclusion(logits, labels, normalisation="cals", elements=elements)
+    cals = losses.cpc_exclusion(logits, labels, normalization="cals", elements=elements)
     pairs = losses.cpc_exclusion(logits, labels)
     np.testing.assert_allclose(cals, 0.5 * pairs + np.log(2) / (2 * 5), rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_cpc_with_two_classes_is_discrimination_alone():
     assert not losses.cpc_exclusion(logits, labels).any()
     np.testing.assert_allclose(losses.cpc_discrimination(logits, labels), losses.nll(logits, labels), rtol=1e-6)
     with pytest.raises(Refused, match="'pairs' or 'cals'"):
-        losses.cpc_exclusion(logits, labels, normalisation="mean")
+        losses.cpc_exclusion(logits, labels, normalization="mean")
 
 
 def test_adafocal_bins_follow_their_edges():

@@ -65,9 +65,9 @@ def test_kd_gradient_takes_temperatures_per_row_and_leaves_the_teacher_alone(dou
 
 
 @pytest.mark.parametrize(("divergence", "factor"), [("forward", 1.0), ("reverse", 1.0), ("js", 0.25)])
-def test_kd_at_high_temperature_is_the_squared_difference_of_centred_logits(double, divergence, factor):
-    centred = (Z - Z.mean(1, keepdims=True)) - (T_LOGITS - T_LOGITS.mean(1, keepdims=True))
-    wanted = factor * np.sum(centred**2, 1) / (2 * Z.shape[1])
+def test_kd_at_high_temperature_is_the_squared_difference_of_centered_logits(double, divergence, factor):
+    centered = (Z - Z.mean(1, keepdims=True)) - (T_LOGITS - T_LOGITS.mean(1, keepdims=True))
+    wanted = factor * np.sum(centered**2, 1) / (2 * Z.shape[1])
     np.testing.assert_allclose(kd(Z, T_LOGITS, T=1e4, divergence=divergence), wanted, rtol=2e-3)
 
 
@@ -77,7 +77,7 @@ LOSSES = {
     "dkd": lambda z, t, y: jnp.sum(dkd(z, t, y)),
     "dist": lambda z, t, y: dist(z, t, T=2.0),
     "mlld": lambda z, t, y: sum(mlld(z, t)),
-    "mlld_selecting": lambda z, t, y: sum(mlld(z, t, variant="selecting", standardise=True)),
+    "mlld_selecting": lambda z, t, y: sum(mlld(z, t, variant="selecting", standardize=True)),
 }
 
 

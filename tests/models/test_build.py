@@ -141,7 +141,7 @@ def test_wrong_inputs_are_refused():
     key = jax.random.key(0)
     with pytest.raises(Refused, match=r"shape \(8, 8, 1\); expected images \[B, H, W, C\]"):
         model.init(key, jnp.zeros((8, 8, 1)))
-    with pytest.raises(Refused, match=r"uint8 inputs; expected floats.*normalise"):
+    with pytest.raises(Refused, match=r"uint8 inputs; expected floats.*normalize"):
         model.init(key, jnp.zeros((1, 8, 8, 1), jnp.uint8))
     with pytest.raises(Refused, match="pool is 2 and the last map is 1x1"):
         build("resnet18", num_classes=3, pool=2).init(key, jnp.zeros((1, 8, 8, 3)))

@@ -1,4 +1,4 @@
-"""What the networks compute: modes, dtypes, initialisers, alignment, and the same numbers on two devices."""
+"""What the networks compute: modes, dtypes, initializers, alignment, and the same numbers on two devices."""
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,8 @@ def test_strided_convolution_is_aligned_as_in_pytorch():
             return layers.conv(x, 1, 3, "conv", stride=2)
 
     x = images(1, 4, 4, 1)
-    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
-    y = Strided().apply({"params": {"conv": {"kernel": centre}}}, x)
+    center = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    y = Strided().apply({"params": {"conv": {"kernel": center}}}, x)
     np.testing.assert_array_equal(y, x[:, ::2, ::2])
 
 
@@ -126,7 +126,7 @@ def test_basic_block_adds_its_shortcut_before_the_last_relu():
     np.testing.assert_allclose(output.features["stage1"], jax.nn.relu(y / np.sqrt(1 + 1e-5)), rtol=1e-5, atol=1e-6)
 
 
-def test_initialisers_are_those_of_the_authors():
+def test_initializers_are_those_of_the_authors():
     def drawn(name, *path):
         def pick(key, x):
             node = build(name, num_classes=100).init(key, x)["params"]

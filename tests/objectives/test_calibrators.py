@@ -133,7 +133,7 @@ def test_a_missing_field_is_refused_by_the_name_of_the_method(name):
         ("mdca", {"gamma": 1.0, "alpha": 0.1}, r"set one of them to 0"),
         ("dca", {"beta": -1}, r"dca\.beta"),
         ("mmce", {"width": 0.0}, r"mmce\.width is 0\.0; expected a number in \(0"),
-        ("mmce", {"normalisation": "codes"}, r"did you mean code"),
+        ("mmce", {"normalization": "codes"}, r"did you mean code"),
         ("mixup", {"alpha": -0.2}, r"mixup\.alpha"),
         ("cpc", {"lam2": -1.0}, r"cpc\.lam2"),
         ("crl", {"confidence": "soft-max"}, r"did you mean softmax"),

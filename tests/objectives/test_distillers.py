@@ -122,7 +122,7 @@ def test_projection_options_reach_the_projection():
     np.testing.assert_allclose(run(objective)[0], jnp.mean(distillation.kd(Z, low.log_q, T=4.0)), rtol=1e-4)
 
 
-def test_a_neighbourhood_of_another_shape_is_refused():
+def test_a_neighborhood_of_another_shape_is_refused():
     with pytest.raises(Refused, match=r"near has shape \[2, 2\]; expected"):
         run(build("cud", target="project", near=((1, 0), (0, 1))))
 

@@ -187,7 +187,7 @@ def test_crl(variant):
             "crl",
             confidence=hp["rank_target"],
             weight=hp["rank_weight"],
-            normaliser=hp["entropy_normaliser"],
+            normalizer=hp["entropy_normaliser"],
         )
         apply = door(objective)
         n = len(steps[0]["inputs"]["correctness_before"])

@@ -50,11 +50,11 @@ def lskd_dkd_total(z, t, y, alpha, beta, T):
     return jnp.mean(dkd(standardize(z), standardize(t), y, alpha=alpha, beta=beta, T=T))
 
 
-@partial(jax.jit, static_argnames=("temperatures", "standardise"))
+@partial(jax.jit, static_argnames=("temperatures", "standardize"))
 @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
-def mlld_total(weak, strong, t, y, hard, soft, T, *, temperatures, standardise):
+def mlld_total(weak, strong, t, y, hard, soft, T, *, temperatures, standardize):
     both = jnp.concatenate([weak, strong])
-    levels = mlld(both, t, T=T, temperatures=temperatures, standardise=standardise)
+    levels = mlld(both, t, T=T, temperatures=temperatures, standardize=standardize)
     return hard * (ce(weak, y) + ce(strong, y)) + soft * sum(levels), levels
 
 
@@ -114,7 +114,7 @@ def test_mlld(variant):
             h["kd_weight"],
             h["base_T"],
             temperatures=tuple(h["fixed_temperatures"]),
-            standardise=variant == "mlld_logit_stand",
+            standardize=variant == "mlld_logit_stand",
         )
         golden.match(case, loss)
         for name, level in zip(("loss_kd", "loss_cc", "loss_bc"), levels, strict=True):

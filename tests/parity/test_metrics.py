@@ -71,7 +71,7 @@ def _netcal_equal_mass(case):
 
 
 def _midway_edges(values, bins):
-    """verified_calibration 0.1.4: M nearly equal chunks of the sorted values, edges midway between neighbours."""
+    """verified_calibration 0.1.4: M nearly equal chunks of the sorted values, edges midway between neighbors."""
     chunks = [chunk for chunk in np.array_split(np.sort(values), bins) if chunk.size]
     inner = [(below[-1] + above[0]) / 2 for below, above in itertools.pairwise(chunks)]
     return np.array([0.0, *inner, 1.0])

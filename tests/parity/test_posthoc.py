@@ -34,7 +34,7 @@ def test_grid(variant):
     golden.sweep("posthoc", variant, check)
 
 
-def test_the_published_optimiser_is_an_upper_bound():
+def test_the_published_optimizer_is_an_upper_bound():
     def check(case):
         method = posthoc.get("temperature")
         params = method.fit(case["logits"], case["labels"])

@@ -56,10 +56,10 @@ def test_cutout_is_one_square_that_may_hang_over_the_edge():
     assert set(rows.sum(1)) == {2, 3, 4} and set(cols.sum(1)) == {2, 3, 4}
 
 
-def test_normalise_uses_the_units_of_the_data_set():
+def test_normalize_uses_the_units_of_the_data_set():
     x = pictures(2)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    got = run(transforms.normalise(mean, std, 255), x)
+    got = run(transforms.normalize(mean, std, 255), x)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, (np.asarray(x) / 255 - mean) / std, rtol=1e-5, atol=1e-6)
 
@@ -89,7 +89,7 @@ def test_rand_augment_geometry():
     np.testing.assert_array_equal(geometry("translate_x", x, 0.5)[:, :, :-shift], reference[:, :, shift:])
     assert (geometry("translate_x", x, 0.5)[:, :, -shift:] == 0).all()
     np.testing.assert_array_equal(geometry("translate_y", x, -0.5)[:, shift:], reference[:, :-shift])
-    sheared = geometry("shear_x", x, 1)  # 0.3 columns per row from the centre
+    sheared = geometry("shear_x", x, 1)  # 0.3 columns per row from the center
     np.testing.assert_array_equal(sheared[:, 4], reference[:, 4])
     np.testing.assert_array_equal(sheared[:, 8, :-1], reference[:, 8, 1:])
     np.testing.assert_array_equal(geometry("shear_y", x, 1)[:, :-1, 8], reference[:, 1:, 8])
@@ -98,23 +98,23 @@ def test_rand_augment_geometry():
 def test_rand_augment_values():
     x = pictures(2, 4, 4, 3).astype(jnp.float32)
     r = np.asarray(x)
-    grey = r @ np.array([0.299, 0.587, 0.114])
-    mean = grey.mean((1, 2)).reshape(2, 1, 1, 1)
+    gray = r @ np.array([0.299, 0.587, 0.114])
+    mean = gray.mean((1, 2)).reshape(2, 1, 1, 1)
     expected = {
         "identity": r,
         "rotate": r,
         "brightness": np.clip(1.3 * r, 0, 255),
-        "colour": np.clip(grey[..., None] + 1.3 * (r - grey[..., None]), 0, 255),
+        "color": np.clip(gray[..., None] + 1.3 * (r - gray[..., None]), 0, 255),
         "contrast": np.clip(mean + 1.3 * (r - mean), 0, 255),
-        "posterise": r - r % 2,
-        "solarise": np.where(r >= 170, 255 - r, r),
+        "posterize": r - r % 2,
+        "solarize": np.where(r >= 170, 255 - r, r),
         "autocontrast": (r - r.min((1, 2), keepdims=True)) * 255 / np.ptp(r, axis=(1, 2), keepdims=True),
     }
     for name, want in expected.items():
         np.testing.assert_allclose(values(name, x, 1, 1 / 3), want, rtol=1e-4, atol=1e-3, err_msg=name)
     constant = jnp.full((1, 2, 2, 1), 7.0)
     np.testing.assert_array_equal(values("autocontrast", constant, 1, 0.5), constant)
-    for name in ("posterise", "solarise", "brightness"):  # floats in [0, 1] mean the same
+    for name in ("posterize", "solarize", "brightness"):  # floats in [0, 1] mean the same
         scaled = values(name, x / 255, -1, 1 / 3, 1.0)
         np.testing.assert_allclose(255 * scaled, values(name, x, -1, 1 / 3), atol=1e-2, err_msg=name)
 
@@ -136,7 +136,7 @@ ALL = {
     "cutout": {"size": 3},
     "rand_augment": {},
     "gaussian_noise": {"sd": 0.1},
-    "normalise": {"mean": (0.5,) * 3, "std": (0.2,) * 3, "scale": 255},
+    "normalize": {"mean": (0.5,) * 3, "std": (0.2,) * 3, "scale": 255},
     "mixup": {"alpha": 0.4},
     "two_views": {},
 }
@@ -158,7 +158,7 @@ def test_same_numbers_with_and_without_jit_and_on_two_devices(name):
     for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 if name != "rand_augment" else 1)
-    if name != "normalise":
+    if name != "normalize":
         other = jax.jit(transform)(jax.random.key(1), batch)
         assert (np.asarray(other.inputs) != np.asarray(jitted.inputs)).any()
 
@@ -171,11 +171,11 @@ def test_same_numbers_with_and_without_jit_and_on_two_devices(name):
         (lambda: transforms.cutout(0), "size is 0"),
         (lambda: transforms.rand_augment(2, 31), r"magnitude is 31; expected a number in \[0.*, 30"),
         (lambda: transforms.gaussian_noise(-1.0), "sd is -1.0"),
-        (lambda: transforms.normalise((0.0,), (0.0,)), "std is 0.0"),
+        (lambda: transforms.normalize((0.0,), (0.0,)), "std is 0.0"),
         (lambda: run(transforms.flip(), jnp.zeros((4, 8, 8))), r"shape \(4, 8, 8\); expected images"),
         (lambda: run(transforms.flip(), jnp.zeros((4, 8, 8, 1), jnp.int32)), "got int32 inputs"),
         (lambda: transforms.gaussian_noise(1.0)(KEY, Batch({"ids": jnp.zeros(3)})), "are a dict"),
-        (lambda: run(transforms.normalise((0.0,), (1.0,)), pictures()), "1 means .* 3 channels"),
+        (lambda: run(transforms.normalize((0.0,), (1.0,)), pictures()), "1 means .* 3 channels"),
         (lambda: run(transforms.pad_crop(8, "reflect"), pictures()), "reflects 8 pixels of 8x10"),
     ],
 )
