@@ -16,6 +16,8 @@ FILES = sorted((ROOT / "kdjax").rglob("*.py"))
 
 FLOORS = {
     "errors": 0,
+    "options": 0,
+    "prepare": 1,
     "types": 0,
     "losses": 1,
     "metrics": 1,
