@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 .PHONY: quickstart test lint format bench clean
 
 quickstart: $(READY)
-	$(BIN)/python -m experiments.quickstart --workdir runs/quickstart $(ARGS)
+	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -2,11 +2,17 @@
 
 `config.recipe` is what is computed (hashed into the stages' ids), `config.run` is how, `config.seeds` the replicates.
 
-The string after the colon of `--config=configs/FAMILY.py:...` is a comma-separated list of names in any of these roles:
-a preset of the family (`cpu`), a model, a calibrator, a distillation method, a post-hoc calibrator of the teacher. The
-first model is the teacher's, the second the student's; a calibrator named before the second model is the teacher's,
-after it the student's hard-label term. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher. A distillation
-method brings the weights of label and soft term that its source publishes; `distill.weights=()` goes back to alpha.
+The string after the colon of `--config=configs/FAMILY.py:...` is a comma-separated list of names: a preset of the
+family (`cpu`), the teacher's network, the teacher's calibrator, the student's network, the student's calibrator (its
+hard-label term), a distillation method, a post-hoc calibrator of the teacher. Any of them may be left out; a student
+without a network of its own has the teacher's. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher.
+
+A method's name stands for the same options wherever it is written, in either role or in a flag such as
+`--config.recipe.teacher.method=focal`: the library's defaults (docs/methods.md), except for `OPTIONS` below. Likewise a
+data set's name brings the sizes in `DATA`. Fields that are typed count last. A distillation method also brings the
+weights of label and soft term that its source publishes; `distill.weights=()` goes back to alpha.
+
+An epoch has floor(N / batch_size) steps: the examples of an incomplete last batch are left out, others in each epoch.
 """
 
 from __future__ import annotations
@@ -22,18 +28,28 @@ from kdjax.errors import Refused, nearest
 from kdjax.recipes import Data, Distill, Recipe
 from kdjax.train import Run
 
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    # FL + MDCA, as KD(C) and the MDCA paper train it; the library's own default is NLL + MDCA.
+    "mdca": {"gamma": 3.0},
+}
+"""What a method's name stands for in a configuration, beside the library's defaults."""
 
-def base() -> ConfigDict:
-    """Every field with the library's defaults, unlocked, for a family to fill in."""
-    shared = dataclasses.asdict(Recipe())
-    training = {k: v for k, v in shared.items() if k not in ("data", "distill", "seed")}
-    return ConfigDict(
+DATA: Mapping[str, Mapping[str, Any]] = {
+    # Additive Gaussian noise in units of the pixel range: it makes the posterior soft, so that confidence matters.
+    "digits": {"noise": 0.5, "train_examples": 800, "calibration_fraction": 0.2},
+}
+"""What a data set's name stands for, beside the library's defaults (which mean all of its examples)."""
+
+
+def base(data: str) -> ConfigDict:
+    """Every field with the library's defaults on that data set, unlocked, for a family to fill in."""
+    config = ConfigDict(
         {
             "recipe": {
-                "data": dataclasses.asdict(Data()),
+                "data": {},
                 # Teacher and student are two recipes on one data set; each has its own optimizer and length.
-                "teacher": {**training, "options": {}},
-                "student": {**training, "options": {}, "distill": {**dataclasses.asdict(Distill()), "options": {}}},
+                "teacher": _training(),
+                "student": {**_training(), "distill": {**dataclasses.asdict(Distill()), "options": {}}},
                 # How many times the student's recipe is taught by its own outcome (experiments.generations).
                 "generations": 2,
                 # Distillation temperatures that are compared (experiments.quickstart).
@@ -44,54 +60,101 @@ def base() -> ConfigDict:
             "run": dataclasses.asdict(Run()),
         }
     )
+    choose_data(config, data)
+    choose(config.recipe.student.distill, "kd")
+    return config
+
+
+def _training() -> dict[str, Any]:
+    """The fields of one recipe, made anew at each call: teacher and student must share no dictionary."""
+    shared = dataclasses.asdict(Recipe())
+    fields = {name: value for name, value in shared.items() if name not in ("data", "distill", "seed")}
+    return {**fields, "options": {}}
+
+
+def choose(part: ConfigDict, method: str) -> None:
+    """Sets the method of a teacher, a student or a distillation term, and all the options that its name stands for.
+
+    Raises:
+      Refused: an unknown method, with the nearest names.
+    """
+    options = {**objectives.options(method), **OPTIONS.get(method, {})}
+    part.method, part.options = method, ConfigDict(options)
+    if "weights" in part:
+        part.weights = objectives.METHODS[method].weights
+
+
+def choose_data(config: ConfigDict, name: str) -> None:
+    """Sets the data set: every field is that set's own, none of another set's sizes or noise stays."""
+    config.recipe.data = ConfigDict({**dataclasses.asdict(Data()), "name": name, **DATA.get(name, {})})
 
 
 def finish(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:
-    """Applies the names after the colon, fills in each chosen method's options, and locks.
+    """Applies the names after the colon, presets first, and locks.
 
     Args:
       config: from `base`, with the family's values.
       arg: comma-separated names.
-      presets: name -> {dotted field: value}, applied in the order named.
+      presets: name -> {dotted field: value}.
 
     Raises:
-      Refused: an unknown name, with the nearest known ones.
+      Refused: an unknown name, with the nearest known ones; or names in another order than the module says.
     """
-    chosen: list[str] = []
-    for token in filter(None, (t.strip() for t in arg.split(","))):
-        if token in presets:
-            config.update_from_flattened_dict(dict(presets[token]))
-        elif _is_model(token):
-            if len(chosen) == 2:
-                raise Refused(f"three models in {arg!r}; expected at most a teacher and a student.")
-            chosen.append(token)
-            if len(chosen) == 1:
-                config.recipe.teacher.model = token
-            config.recipe.student.model = token
-        elif token in objectives.METHODS and objectives.METHODS[token].role == "calibrator":
-            _choose(config.recipe.student if len(chosen) == 2 else config.recipe.teacher, token)
-        elif token in objectives.METHODS:
-            _choose(config.recipe.student.distill, token)
-            config.recipe.student.distill.weights = objectives.METHODS[token].weights
-        elif token in posthoc.POSTHOC:
-            config.recipe.student.distill.posthoc = token
+    named = roles(arg, presets)
+    for name in (name for name, field in named if not field):
+        config.update_from_flattened_dict(dict(presets[name]))
+    for name, field in ((name, field) for name, field in named if field):
+        path, _, leaf = field.rpartition(".")
+        part = config[path]
+        if leaf == "method":
+            choose(part, name)
         else:
-            known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS]
-            raise Refused(f"{token!r} in the config string {arg!r} is no known name; {nearest(token, known)}")
-    for part in (config.recipe.teacher, config.recipe.student, config.recipe.student.distill):
-        part.options = ConfigDict({**objectives.options(part.method), **part.options.to_dict()})
+            part[leaf] = name
+        if field == "recipe.teacher.model":
+            config.recipe.student.model = name
     return config.lock()
 
 
-def _is_model(token: str) -> bool:
+def roles(arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> list[tuple[str, str]]:
+    """Every name of a config string with the dotted field that it sets, "" for a preset.
+
+    Raises:
+      Refused: an unknown name; three networks; a distillation method before the student's network.
+    """
+    named: list[tuple[str, str]] = []
+    words = [word.strip() for word in arg.split(",") if word.strip()]
+    for name in words:
+        fields = [field for _, field in named]
+        if name in presets:
+            field = ""
+        elif _is_model(name):
+            if "recipe.student.model" in fields:
+                raise Refused(f"three networks in {arg!r}; expected at most a teacher's and a student's.")
+            field = f"recipe.{'student' if 'recipe.teacher.model' in fields else 'teacher'}.model"
+        elif name in objectives.METHODS and objectives.METHODS[name].role == "calibrator":
+            field = f"recipe.{'student' if 'recipe.student.model' in fields else 'teacher'}.method"
+        elif name in objectives.METHODS:
+            field = "recipe.student.distill.method"
+        elif name in posthoc.POSTHOC:
+            field = "recipe.student.distill.posthoc"
+        else:
+            known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS]
+            raise Refused(f"{name!r} in the config string {arg!r} is no known name; {nearest(name, known)}")
+        early = [other for other, taken in named if taken.startswith("recipe.student.distill")]
+        if field.endswith(".model") and early:
+            rest = [word for word in words if word not in early]
+            exchanged = f", and exchange the networks if {name} is the teacher" * field.startswith("recipe.student")
+            raise Refused(
+                f"{early[0]!r} stands before the network {name!r} in the config string {arg!r}; the order is teacher, "
+                f"its calibrator, student, distillation method: type {','.join([*rest, *early])}{exchanged}."
+            )
+        named.append((name, field))
+    return named
+
+
+def _is_model(name: str) -> bool:
     try:
-        models.build(token, num_classes=2)
+        models.build(name, num_classes=2)
     except Refused:
         return False
     return True
-
-
-def _choose(part: ConfigDict, method: str) -> None:
-    """Another method starts from its own defaults: a gamma of one is not the gamma of another."""
-    if part.method != method:
-        part.method, part.options = method, ConfigDict()

@@ -4,7 +4,10 @@
     python -m experiments.distill --config=configs/cifar100.py:cpu
 
 Presets: `cpu` (ResNet-8 to ResNet-8, a subset and few epochs, minutes on two cores), `short` (the chosen networks on
-all of the data for 30 epochs of a one-cycle schedule, bfloat16).
+all of the data for 30 epochs of a one-cycle schedule, batch 512, lr 0.4, bfloat16).
+
+`kd` is T = 4, here as everywhere; KD(C) compares T from 1 to 20 and reports its best calibrated students at
+`--config.recipe.student.distill.options.T=1.0`.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +23,7 @@ PRESETS = {
         "recipe.data.train_examples": 15000,
         "run.checkpoint_epochs": 2,
     },
-    "short": {**short(30, precision="bfloat16", batch_size=512), "recipe.teacher.optimizer.lr": 0.4},
+    "short": short(30, precision="bfloat16", batch_size=512, **{"optimizer.lr": 0.4}),
 }
 
 

@@ -6,17 +6,11 @@ python -m experiments.distill --config=configs/digits.py:conv_small,adafocal,con
 
 from ml_collections import ConfigDict
 
-from configs.base import base, finish
+from configs.base import base, choose, finish
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = base()
-    data = config.recipe.data
-    data.name = "digits"
-    # Additive Gaussian noise in units of the pixel range: it makes the posterior soft, so that confidence matters.
-    data.noise = 0.5
-    data.train_examples = 800
-    data.calibration_fraction = 0.2
+    config = base("digits")
     for part, model in ((config.recipe.teacher, "conv_small"), (config.recipe.student, "conv_tiny")):
         part.model = model
         part.epochs = 40
@@ -25,8 +19,6 @@ def get_config(arg: str = "") -> ConfigDict:
         part.optimizer.lr = 0.05
         part.optimizer.schedule = "cosine"
         part.optimizer.weight_decay = 1e-4
-    config.recipe.teacher.method = "mdca"
-    config.recipe.teacher.options = {"gamma": 3.0, "beta": 1.0}
-    config.recipe.student.distill.options = {"T": 1.0}
+    choose(config.recipe.teacher, "mdca")
     config.seeds = (0, 1, 2)
     return finish(config, arg)

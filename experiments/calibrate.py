@@ -6,17 +6,20 @@ python -m experiments.calibrate --config=configs/cifar100.py:wrn_40_2,mdca --wor
 from __future__ import annotations
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.command import Command
 from kdjax import metrics, posthoc, report
 from kdjax.stages import Stage
 
+ALONE = "experiments.calibrate trains the teacher alone; leave it out, or type python -m experiments.distill"
 
-def run(config: ConfigDict) -> None:
+
+def run(given: Command) -> None:
+    config = given.config
     recipes = [common.recipe(config, "teacher", seed) for seed in config.seeds]
     stages = [Stage(r, name=f"{common.label(r)} seed {r.seed}") for r in recipes]
-    results = common.execute(config, stages)
+    results = common.execute(given, stages)
     if results is None:
         return
     name = common.label(recipes[0])
@@ -29,8 +32,8 @@ def run(config: ConfigDict) -> None:
         rescaled.append(metrics.evaluate(scale.apply(fitted, jnp.asarray(logits)), labels))
         temperatures.append(float(fitted["T"]))
     rows.append(report.Row(f"{name} + temperature", rescaled))
-    common.publish(config, "calibrate", rows, stages={name: [s.id for s in stages]}, temperatures=temperatures)
+    common.publish(given, "calibrate", rows, stages={name: [s.id for s in stages]}, temperatures=temperatures)
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py")
+    common.main(run, "configs/digits.py", ignored={**common.ONLY, "recipe.student": ALONE})

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from experiments import common
+from experiments.command import Command
 from kdjax import report
 from kdjax.stages import Stage
 
 
-def run(config: ConfigDict) -> None:
+def run(given: Command) -> None:
+    config = given.config
     groups: dict[str, list[Stage]] = {}
     for seed in config.seeds:
         teacher, student = common.pair(config, seed)
@@ -24,11 +24,11 @@ def run(config: ConfigDict) -> None:
         groups.setdefault(f"teacher: {common.label(teacher.recipe)}", []).append(teacher)
         groups.setdefault(f"student alone: {common.label(alone.recipe)}", []).append(alone)
         groups.setdefault(f"student: {common.label(student.recipe)}", []).append(student)
-    results = common.execute(config, [s for members in groups.values() for s in members])
+    results = common.execute(given, [s for members in groups.values() for s in members])
     if results is None:
         return
     ids = {name: [s.id for s in members] for name, members in groups.items()}
-    common.publish(config, "distill", common.rows(results, groups), stages=ids)
+    common.publish(given, "distill", common.rows(results, groups), stages=ids)
     panels = [(name, common.pooled(results, members)) for name, members in groups.items()]
     report.reliability_diagram(panels, Path(config.run.workdir) / "distill.png")
 

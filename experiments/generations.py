@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from ml_collections import ConfigDict
-
 from experiments import common
+from experiments.command import Command
 from kdjax import metrics
 from kdjax.stages import Stage, generations
 
 
-def run(config: ConfigDict) -> None:
+def run(given: Command) -> None:
+    config = given.config
     groups: dict[str, list[Stage]] = {}
     for seed in config.seeds:
         teacher, student = common.pair(config, seed)
@@ -31,7 +31,7 @@ def run(config: ConfigDict) -> None:
             named = dataclasses.replace(student, teacher=start, name=f"{chain} seed {seed}")
             for k, stage in enumerate(generations(named, config.recipe.generations)):
                 groups.setdefault(f"{chain} generation {k}", []).append(stage)
-    results = common.execute(config, [s for members in groups.values() for s in members])
+    results = common.execute(given, [s for members in groups.values() for s in members])
     if results is None:
         return
     differences = {}
@@ -43,8 +43,9 @@ def run(config: ConfigDict) -> None:
         if len(config.seeds) > 1:
             differences[f"generation {k}"] = {"ece": metrics.paired(*ece)._asdict()}
     ids = {name: [s.id for s in members] for name, members in groups.items()}
-    common.publish(config, "generations", common.rows(results, groups), stages=ids, kdc_minus_kduc=differences)
+    common.publish(given, "generations", common.rows(results, groups), stages=ids, kdc_minus_kduc=differences)
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py")
+    only = {"recipe.temperatures": common.ONLY["recipe.temperatures"]}
+    common.main(run, "configs/digits.py", ignored=only)

@@ -1,6 +1,6 @@
 """The whole path on real data in minutes: calibrate teachers, distill students, measure and report.
 
-    python -m experiments.quickstart --workdir runs/quickstart
+    python -m experiments.quickstart        # or make quickstart: the same command, in runs/quickstart
 
 On noisy 8x8 digits and per seed: an NLL teacher and a calibrated teacher; the student alone, with NLL and with the
 teacher's calibrator; and the student distilled from each teacher, KD(UC) and KD(C), at every temperature of the config.
@@ -15,12 +15,20 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import common
-from kdjax import checkpoints, metrics, provenance, report, train
+from experiments.command import Command
+from kdjax import checkpoints, metrics, provenance, report, stages, train
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe
 from kdjax.stages import Stage
+from kdjax.types import Dataset
 
 Groups = dict[str, list[Stage]]
+IGNORED = {
+    "recipe.generations": common.ONLY["recipe.generations"],
+    "recipe.student.distill.options.T": (
+        "the quickstart compares the temperatures --config.recipe.temperatures=(1.0,4.0)"
+    ),
+}
 
 
 def at_temperature(student: Recipe, T: float) -> Recipe:
@@ -71,16 +79,17 @@ def differences(results: dict[str, train.Result], groups: Groups, temperatures: 
     return found
 
 
-def run(config: ConfigDict) -> None:
+def run(given: Command) -> None:
+    config = given.config
     groups = declare(config)
-    results = common.execute(config, [s for members in groups.values() for s in members])
+    results = common.execute(given, [s for members in groups.values() for s in members])
     if results is None:
         return
     folder = Path(config.run.workdir)
     temperatures = list(config.recipe.temperatures)
     paired = differences(results, groups, temperatures) if len(config.seeds) > 1 else {}
     ids = {name: [s.id for s in members] for name, members in groups.items()}
-    table = common.publish(config, "results", common.rows(results, groups), stages=ids, kdc_minus_kduc=paired)
+    table = common.publish(given, "results", common.rows(results, groups), stages=ids, kdc_minus_kduc=paired)
     figure = folder / "reliability.png"
     report.reliability_diagram([(n, common.pooled(results, m)) for n, m in groups.items()], figure)
     last = closing(folder, temperatures[-1])
@@ -100,16 +109,24 @@ def run(config: ConfigDict) -> None:
 
 
 def notes(config: ConfigDict, environment: dict) -> list[str]:
-    data = config.recipe.data
     return [
-        f"Data: scikit-learn digits with additive noise of sd {data.noise:g} of the pixel range, "
-        f"{data.train_examples} training examples, {data.calibration_fraction:.0%} of the training data held out for "
-        "calibration; the test split is read once.",
+        described(stages.dataset(common.recipe(config, "teacher", 0).data), config.recipe.data),
         f"Measured on {environment['device']}, {environment['cpus']} cores, jax {environment['versions']['jax']}.",
         "ECE: top-label, 15 equal-width bins. ACE: top-label, equal-mass bins.",
         "An interval resamples the paired differences of the seeds: with few of them it cannot leave their range and "
         "is shown for scale, not as a test.",
     ]
+
+
+def described(dataset: Dataset, data: ConfigDict) -> str:
+    """What was trained and measured on, in a sentence."""
+    source = Path(data.path).name if data.path else dataset.name
+    sizes = [f"{len(split.label):,}" for split in (dataset.train, dataset.calibration, dataset.test)]
+    noise = f", with additive noise of sd {data.noise:g} of the pixel range" if data.noise else ""
+    return (
+        f"Data: {source}, {dataset.num_classes} classes{noise}; {sizes[0]} training examples, {sizes[1]} held out for "
+        f"calibration, {sizes[2]} for the test, which is read once."
+    )
 
 
 def closing(folder: Path, T: float) -> str:
@@ -121,4 +138,4 @@ def closing(folder: Path, T: float) -> str:
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py")
+    common.main(run, "configs/digits.py", workdir="runs/quickstart", ignored=IGNORED)

@@ -1,4 +1,4 @@
-"""The experiment modules as a user runs them: exit codes, last line, files, reuse, plan, refusals."""
+"""The experiment modules as a user runs them: exit codes, last line, files, reuse, plan, help."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from experiments import calibrate, common, distill, generations, quickstart
+from kdjax import posthoc
+from tests import tiny
 from tests.processes import ROOT, both, environment
 
 FAST = (
+    "--config=configs/digits.py:mlp",
     "--config.recipe.teacher.epochs=2",
     "--config.recipe.student.epochs=2",
     "--config.seeds=(0,1)",
@@ -19,59 +24,94 @@ FAST = (
 )
 
 
-def run(module: str, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"experiments.{module}", *flags]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+def call(module, *words: str, **more) -> int:
+    return common.call(module.run, ["x", *words], "configs/digits.py", **more)
 
 
-def test_quickstart_end_to_end_and_again(tmp_path):
-    done = run("quickstart", f"--workdir={tmp_path}", *FAST)
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.strip().splitlines()[-1]
-    found = re.fullmatch(r"quickstart: KD\(C\) ECE (\d+\.\d+)% vs KD\(UC\) ECE (\d+\.\d+)% over 2 seeds", last)
-    assert found, last
-    stored = json.loads((tmp_path / "results.json").read_text())
-    for name, percent in (("student KD(C), T=1", found[1]), ("student KD(UC), T=1", found[2])):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The work directory of a quickstart on two seeds; its students alone are its teachers, one network being both."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    assert call(quickstart, f"--workdir={folder}", *FAST, ignored=quickstart.IGNORED) == 0
+    return folder
+
+
+def test_quickstart_ends_with_what_its_files_say(finished, capsys):
+    assert call(quickstart, f"--workdir={finished}", *FAST, ignored=quickstart.IGNORED) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("done before, reused") == 8 and "epoch 1/" not in printed
+    last = printed.strip().splitlines()[-1]
+    match = re.fullmatch(r"quickstart: KD\(C\) ECE (\d+\.\d+)% vs KD\(UC\) ECE (\d+\.\d+)% over 2 seeds", last)
+    assert match, last
+    stored = json.loads((finished / "results.json").read_text())
+    for name, percent in (("student KD(C), T=1", match[1]), ("student KD(UC), T=1", match[2])):
         values = []
         for stage in stored["stages"][name]:
-            values.append(json.loads((tmp_path / stage / "result.json").read_text())["metrics"]["test"]["ece"])
+            values.append(json.loads((finished / stage / "result.json").read_text())["metrics"]["test"]["ece"])
         assert f"{100 * sum(values) / 2:.2f}" == percent
-    page = (tmp_path / "report.html").read_text()
+
+
+def test_quickstart_writes_its_report(finished):
+    page = (finished / "report.html").read_text()
     assert "data:image/png;base64" in page and not re.search(r"https?://", re.sub(r"xmlns=\S+", "", page))
-    assert (tmp_path / "results.csv").exists() and "| student KD(C), T=1" in (tmp_path / "results.md").read_text()
-    again = run("quickstart", f"--workdir={tmp_path}", *FAST)
-    assert again.returncode == 0 and again.stdout.strip().splitlines()[-1] == last
-    assert again.stdout.count("done before, reused") == 12 and "epoch 1/" not in again.stdout
-    plan = run("quickstart", f"--workdir={tmp_path}", "--plan", *FAST)
-    assert "12 stages, 0 to run" in plan.stdout
+    assert (finished / "results.csv").exists() and "| student KD(C), T=1" in (finished / "results.md").read_text()
+    assert "digits, 10 classes, with additive noise of sd 0.5" in page and "800 training examples" in page
 
 
-def test_plan_prints_the_dag_and_computes_nothing(tmp_path):
-    planned = run("generations", f"--workdir={tmp_path}", "--plan", "--config.seeds=(0,)")
-    assert planned.returncode == 0, planned.stderr
-    assert "6 stages, 6 to run" in planned.stdout and "missing" in planned.stdout
+def test_plan_of_what_is_done(finished, capsys):
+    assert call(quickstart, f"--workdir={finished}", "--plan", *FAST, ignored=quickstart.IGNORED) == 0
+    assert "8 stages, 0 to run" in capsys.readouterr().out
+
+
+def test_quickstart_describes_the_data_it_used(tmp_path):
+    path = tiny.npz(tmp_path)
+    with np.load(path) as arrays:
+        np.savez(path, **arrays, num_classes=4)
+    words = ["x", "--config.recipe.data.name=arrays", f"--config.recipe.data.path={path}"]
+    config = common.command.read(words, default="configs/digits.py").config
+    sentence = quickstart.notes(config, {"device": "a", "cpus": 1, "versions": {"jax": "0"}})[0]
+    assert sentence.startswith("Data: tiny.npz, 4 classes; 72 training examples, 8 held out for calibration, 40 for")
+    assert "noise" not in sentence
+
+
+def test_plan_prints_the_dag_and_computes_nothing(tmp_path, capsys):
+    assert call(generations, f"--workdir={tmp_path}", "--plan", "--config.seeds=(0,)") == 0
+    printed = capsys.readouterr().out
+    assert "6 stages, 6 to run" in printed and "missing" in printed
+    # Every option of every method, and what an epoch leaves out.
+    assert "conv_small mdca: mdca(beta=1.0, gamma=3.0" in printed and "0.1 * nll + 0.9 * kd(T=4.0" in printed
+    assert "800 training examples in batches of 64: 12 steps an epoch, and the 32 examples left over" in printed
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--config.recipe.student.epoch=3"], "epoch"),
-        (["--config=configs/digits.py:mdcaa"], "did you mean mdca"),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config.recipe.student.distill.alpha=1.5"], r"alpha is 1.5; expected a number in \[0, 1\]"),
-        (["--config.recipe.student.distill.options.T=0.0"], r"T is 0.0"),
-        (["--config.recipe.student.epochs=many"], "many"),
-        (["--confg=x"], "confg"),
-        (["extra"], "'extra' is no flag"),
-    ],
-)
-def test_refusals_are_one_sentence_and_exit_code_2(tmp_path, flags, sentence):
-    refused = run("distill", f"--workdir={tmp_path}", "--plan", *flags)
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert re.search(sentence, refused.stderr) and "Traceback" not in refused.stderr
-    lines = [line for line in refused.stderr.strip().splitlines() if line.startswith("refused: ")]
-    assert len(lines) == 1
+@pytest.mark.parametrize("module", [calibrate, distill, generations, quickstart])
+def test_help_lists_flags_and_fields(module, capsys):
+    assert call(module, "--help") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith((module.__doc__ or "").strip().splitlines()[0])
+    for flag in ("--config=", "--workdir", "--plan", "--distributed", "--import", "--config.seeds=(0, 1, 2)"):
+        assert flag in printed
+    assert "--config.recipe.student.distill.options.T=4.0" in printed and "--config.recipe.teacher.epochs=40" in printed
+
+
+def test_calibrate_fits_a_temperature(tmp_path, capsys):
+    words = [f"--workdir={tmp_path}", "--config=configs/digits.py:mlp", "--config.recipe.teacher.epochs=1"]
+    assert call(calibrate, *words, "--config.seeds=(0,)") == 0
+    stored = json.loads((tmp_path / "calibrate.json").read_text())
+    (stage,) = stored["stages"]["mlp mdca"]
+    with np.load(tmp_path / stage / "logits" / "calibration.npz") as split:
+        (fitted,) = stored["temperatures"]
+        assert fitted == pytest.approx(float(posthoc.POSTHOC["temperature"].fit(split["logits"], split["label"])["T"]))
+    assert [row["name"] for row in stored["rows"]] == ["mlp mdca", "mlp mdca + temperature"]
+
+
+def test_make_and_the_module_share_a_work_directory(capsys):
+    """`make quickstart` and the command find each other's stages."""
+    command = (ROOT / "Makefile").read_text().partition("quickstart: ")[2].splitlines()[1].split("-m ")[1]
+    assert command == "experiments.quickstart $(ARGS)"
+    plan = [sys.executable, "-m", "experiments.quickstart", "--help"]
+    done = subprocess.run(plan, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "runs/quickstart" in done.stdout
 
 
 def test_an_experiment_in_two_processes(tmp_path):
@@ -87,9 +127,3 @@ def test_an_experiment_in_two_processes(tmp_path):
     stored = json.loads((tmp_path / "distill.json").read_text())
     assert stored["environment"]["processes"] == 2 and len(stored["rows"]) == 3
     assert "distributed" not in stored["command"]
-
-
-@pytest.mark.parametrize("how", ["host", "host:1,2", "host:1,2,2"])
-def test_a_wrong_way_to_join_is_refused(tmp_path, how):
-    refused = run("distill", f"--workdir={tmp_path}", f"--distributed={how}")
-    assert refused.returncode == 2 and "expected auto, or the coordinator's HOST:PORT" in refused.stderr

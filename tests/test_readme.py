@@ -31,8 +31,3 @@ def test_result_blocks_are_what_their_json_says():
 
     for path in (ROOT / "README.md", ROOT / "experiments" / "README.md"):
         assert results.render(path.read_text()) == path.read_text(), f"{path.name}: run python -m experiments.results"
-
-
-def test_make_writes_where_the_readme_says():
-    (report,) = re.findall(r"make quickstart .* writes (\S+)/report\.html", (ROOT / "README.md").read_text())
-    assert f"experiments.quickstart --workdir {report} $(ARGS)" in (ROOT / "Makefile").read_text()

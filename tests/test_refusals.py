@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from experiments import common, quickstart
+from experiments import calibrate, command, common, distill, quickstart
 from kdjax import data, transforms
 from kdjax.errors import Refused
 from kdjax.recipes import Data, Optimizer, Recipe, from_dict, parts
@@ -19,10 +19,10 @@ from tests import tiny
 from tests.processes import ROOT, environment
 
 
-def refused(module: str, *flags: str, cwd=ROOT) -> str:
-    """The sentence of a command that must be refused."""
+def refused(*flags: str, cwd=ROOT) -> str:
+    """The sentence of a command that must be refused, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", "--plan", *flags],
+        [sys.executable, "-m", "experiments.distill", "--plan", *flags],
         cwd=cwd,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -35,29 +35,54 @@ def refused(module: str, *flags: str, cwd=ROOT) -> str:
     return lines[-1]
 
 
+STUDENT = {**common.ONLY, "recipe.student": calibrate.ALONE}
+
+
 @pytest.mark.parametrize(
     ("module", "flag", "sentence"),
     [
-        ("distill", "--config.seeds=()", "config.seeds is (); expected one or more different ints"),
-        ("distill", "--config.seeds=(0,0)", "config.seeds is (0, 0); expected one or more different ints"),
-        ("distill", "--config.recipe.data.noise=nan", "noise is nan"),
-        ("distill", "--config=configs/base.py", "a file without get_config"),
-        ("distill", "--config=", "--config names no file; expected a configuration such as configs/digits.py"),
-        ("distill", "--config=configs", "--config names no file"),
-        ("quickstart", "--config.recipe.temperatures=()", "config.recipe.temperatures is ()"),
-        ("quickstart", "--config.recipe.student.distill.method=", "set config.recipe.student.distill.method"),
+        (distill, "--config.seeds=()", "config.seeds is (); expected one or more different ints"),
+        (distill, "--config.seeds=(0,0)", "config.seeds is (0, 0); expected one or more different ints"),
+        (distill, "--config.recipe.data.noise=nan", "noise is nan"),
+        (distill, "--config=configs/base.py", "a file without get_config"),
+        (distill, "--config=", "--config names no file; expected a configuration such as configs/digits.py"),
+        (distill, "--config=configs", "--config names no file"),
+        (distill, "--config.recipe.student.epoch=3", "did you mean epochs"),
+        (distill, "--config=configs/digits.py:mdcaa", "did you mean mdca"),
+        (distill, "--config=configs/nothing.py", "configs/nothing.py does not exist"),
+        (distill, "--config.recipe.student.distill.alpha=1.5", "alpha is 1.5; expected a number in [0, 1]"),
+        (distill, "--config.recipe.student.distill.options.T=0.0", "T is 0.0"),
+        (distill, "--config.recipe.student.epochs=many", "many"),
+        (distill, "--confg=x", "confg"),
+        (distill, "extra", "'extra' is no flag"),
+        (distill, "--distributed=host", "expected auto, or the coordinator's HOST:PORT"),
+        (distill, "--distributed=host:1,2", "expected auto, or the coordinator's HOST:PORT"),
+        (distill, "--distributed=host:1,2,2", "expected auto, or the coordinator's HOST:PORT"),
+        (distill, "--config.run.devices=64", "run.devices is 64, and"),
+        (distill, "--config.recipe.student.batch_size=7000", "7000"),
+        (distill, "--config.recipe.generations=3", "only experiments.generations counts generations"),
+        (calibrate, "--config=configs/digits.py:kd", "'kd' in the config string would change nothing here"),
+        (calibrate, "--config=configs/digits.py:conv,mdca,conv_tiny", "'conv_tiny' in the config string would change"),
+        (calibrate, "--config.recipe.student.epochs=3", "trains the teacher alone"),
+        (quickstart, "--config.recipe.temperatures=()", "config.recipe.temperatures is ()"),
+        (quickstart, "--config.recipe.student.distill.method=", "set config.recipe.student.distill.method"),
+        (quickstart, "--config.recipe.student.distill.options.T=2.0", "compares the temperatures"),
     ],
 )
-def test_flags_are_refused_in_a_sentence(tmp_path, module, flag, sentence):
-    assert sentence in refused(module, f"--workdir={tmp_path}", flag)
+def test_flags_are_refused_in_a_sentence(tmp_path, capsys, module, flag, sentence):
+    ignored = {calibrate: STUDENT, quickstart: quickstart.IGNORED, distill: common.ONLY}[module]
+    words = ["x", "--plan", f"--workdir={tmp_path}", flag]
+    assert common.call(module.run, words, "configs/digits.py", ignored=ignored) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert sentence in errors[-1] and errors[-1].startswith("refused: ") and len(errors) == 1
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("found", [(), (1.0, 1.0), ("a",), (True,)])
-def test_settings_that_are_compared_are_distinct_numbers(found):
+@pytest.mark.parametrize("values", [(), (1.0, 1.0), ("a",), (True,)])
+def test_settings_that_are_compared_are_distinct_numbers(values):
     config = digits.get_config()
     with config.unlocked():
-        config.recipe.temperatures = found
+        config.recipe.temperatures = values
     with pytest.raises(Refused, match="config.recipe.temperatures is .*; expected one or more different floats"):
         quickstart.declare(config)
     common.distinct("it", (1, 4.0), float)
@@ -65,18 +90,16 @@ def test_settings_that_are_compared_are_distinct_numbers(found):
 
 def test_configs_are_found_from_any_directory(tmp_path):
     """An installed project is used from elsewhere: the default and every `configs/...` are the project's own."""
-    assert "'mdcaa' in the config string" in refused("distill", "--config=configs/digits.py:mdcaa", cwd=tmp_path)
-    assert "seeds is ()" in refused("distill", "--config.seeds=()", cwd=tmp_path)
-    assert "nothing.py does not exist" in refused("distill", "--config=configs/nothing.py", cwd=tmp_path)
+    assert "'mdcaa' in the config string" in refused("--config=configs/digits.py:mdcaa", cwd=tmp_path)
 
 
 def test_a_config_of_the_current_directory_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert common._located("--config=configs/digits.py:kd") == f"--config={ROOT}/configs/digits.py:kd"
+    assert command.located("configs/digits.py") == ROOT / "configs" / "digits.py"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").touch()
-    for text in ("--config=configs/digits.py:kd", "configs/digits.py", "--config.recipe.data.path=configs/cifar10.py"):
-        assert common._located(text) == text
+    for path in ("configs/digits.py", "configs/nothing.py", "mine.py"):
+        assert str(command.located(path)) == path
 
 
 STEPS = {"schedule": "multistep", "lr": 0.1}

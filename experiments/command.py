@@ -1,0 +1,307 @@
+"""What was typed: imports, a configuration with its names, flags and fields -> one `Command`.
+
+    python -m experiments.distill --import=my_methods --config=configs/digits.py:conv_small,mine,conv_tiny,kd
+        --config.recipe.student.epochs=5
+
+Modules named by --import are imported first, so that what they register can be named everywhere. Then the configuration
+is made of its names. Then methods and the data set chosen by a flag bring their own options and sizes, exactly as if
+they had been named in the string. Then every other field that was typed is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import configs
+from configs.base import choose, choose_data, roles
+from kdjax.errors import Refused, nearest
+from kdjax.train import Run
+
+METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
+HELP = ("-h", "--h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """An experiment as it was typed.
+
+    Attributes:
+      config: locked, with every name and field applied.
+      plan: only print what would run.
+      distributed: how to join several processes, or None.
+      fields: the dotted fields that flags or names set, each with the word that set it.
+      text: the command without where it writes to and who else takes part.
+    """
+
+    config: ConfigDict
+    plan: bool = False
+    distributed: str | None = None
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    text: str = ""
+
+
+def defined() -> flags.FlagValues:
+    """The flags that every experiment has, beside the configuration's fields."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "workdir", None, "Holds one directory per stage and the report; overrides config.run.workdir.", values
+    )
+    flags.DEFINE_bool(
+        "plan", False, "Print the stages, what is done and what the rest would cost; run nothing.", values
+    )
+    flags.DEFINE_string(
+        "distributed",
+        None,
+        "Join several processes: auto (Slurm, Open MPI, Kubernetes, TPU), or HOST:PORT,COUNT,INDEX.",
+        values,
+    )
+    return values
+
+
+def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: Mapping[str, str] = {}) -> Command:
+    """The command of `argv`, whose first word is the program.
+
+    Args:
+      default: the configuration where none is typed.
+      workdir: where none is typed.
+      ignored: dotted fields, or subtrees, that this experiment would not look at -> what to type instead.
+
+    Raises:
+      Refused: whatever is wrong with the words, in one sentence.
+    """
+    imports(argv)
+    path, _, names = [default, *_values(argv, "config")][-1].strip().partition(":")
+    module = load(path)
+    config = configuration(module, path, names)
+    typed = {field: f"--config.{field}" for field in _fields(argv)}
+    named = {field: f"{name!r} in the config string" for name, field in roles(names, presets(module)) if field}
+    for field, word in {**named, **typed}.items():
+        for subtree, remedy in ignored.items():
+            if f"{field}.".startswith(f"{subtree}."):
+                raise Refused(f"{word} would change nothing here: {remedy}.")
+    values = defined()
+    with config.unlocked():
+        _choices(argv, config)
+        for field in typed:
+            _known(field, config)
+        if config.run.workdir == Run.workdir:
+            config.run.workdir = workdir
+    rest = _without(argv, "config", "import")
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[*rest])
+        left = values([*rest])
+    except flags.Error as error:
+        raise Refused(" ".join(str(error).split())) from error
+    except (TypeError, ValueError, SyntaxError, config_flags.FlagOrderError) as error:
+        raise Refused(f"a field of the configuration could not be read: {' '.join(str(error).split())}.") from error
+    if len(left) > 1:
+        raise Refused(f"{left[1]!r} is no flag; flags look like --config.recipe.student.epochs=5.")
+    final = holder.value
+    final.run.workdir = values["workdir"].value or final.run.workdir
+    return Command(
+        config=final,
+        plan=bool(values["plan"].value),
+        distributed=values["distributed"].value,
+        fields={**named, **typed},
+        text=" ".join([program(), *_without(argv[1:], "workdir", "distributed")]),
+    )
+
+
+def imports(argv: Sequence[str]) -> None:
+    """Imports the modules named by --import, one or several separated by commas.
+
+    Raises:
+      Refused: naming the module and what it raised.
+    """
+    for name in (part.strip() for value in _values(argv, "import") for part in value.split(",")):
+        if not re.fullmatch(r"\w+(\.\w+)*", name):
+            raise Refused(f"--import is {name!r}; expected the name of a module, such as my_methods or lab.losses.")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise Refused(f"--import={name}: the module needs {error.name!r}, which is not installed.") from error
+            raise Refused(
+                f"--import={name}: there is no module of that name; expected one that is installed, or a file "
+                f"{name.replace('.', '/')}.py in the current folder."
+            ) from error
+        except Refused as error:
+            raise Refused(f"--import={name}: {error}") from error
+        except Exception as error:
+            place = _place(error)
+            raise Refused(f"--import={name} failed{place} with {type(error).__name__}: {error}") from error
+
+
+def _place(error: Exception) -> str:
+    """Where the imported file itself went wrong."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith("<") and "importlib" not in file and file != __file__:
+            place = f" in {Path(file).name}, line {trace.tb_lineno},"
+        trace = trace.tb_next
+    return place
+
+
+def load(path: str) -> ModuleType:
+    """The configuration file as a module; `configs/...` falls back to the project's own where it is installed.
+
+    Raises:
+      Refused: no such file, a folder, a file without get_config, or one that cannot be imported.
+    """
+    expected = "expected a configuration such as configs/digits.py"
+    place = located(path)
+    if not path or place.is_dir():
+        raise Refused(f"--config names no file; {expected}.")
+    if not place.is_file():
+        raise Refused(f"{path} does not exist; {expected}.")
+    specification = importlib.util.spec_from_file_location("kdjax_configuration", place)
+    if specification is None or specification.loader is None:
+        raise Refused(f"{path} is no Python file; {expected}.")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{path} failed with {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise Refused(f"--config names a file without get_config; {expected}.")
+    return module
+
+
+def located(path: str) -> Path:
+    """A file of the current folder, or else, for `configs/...`, of the project."""
+    installed = Path(configs.__file__).parents[1] / path
+    ours = path.startswith("configs/") and not Path(path).exists() and installed.exists()
+    return installed if ours else Path(path)
+
+
+def configuration(module: ModuleType, path: str, names: str) -> ConfigDict:
+    """`get_config(names)` of a configuration file.
+
+    Raises:
+      Refused: names that it does not know, or what it returns is no configuration of ours.
+    """
+    config = module.get_config(names) if names else module.get_config()
+    if not isinstance(config, ConfigDict) or not {"recipe", "seeds", "run"} <= {*config}:
+        raise Refused(f"get_config of {path} returned no configuration; expected what configs.base.finish returns.")
+    return config
+
+
+def presets(module: ModuleType) -> Mapping[str, Mapping[str, Any]]:
+    """The names that a family defines for itself."""
+    return getattr(module, "PRESETS", {})
+
+
+def _values(argv: Sequence[str], name: str) -> list[str]:
+    """Every value given to a flag, as --name=value or --name value."""
+    pattern, found = re.compile(rf"--?{re.escape(name)}(?:=(.*))?", re.DOTALL), list[str]()
+    for position, word in enumerate(argv):
+        if match := pattern.fullmatch(word):
+            following = argv[position + 1] if position + 1 < len(argv) else ""
+            found.append(following if match[1] is None else match[1])
+    return found
+
+
+def _without(argv: Sequence[str], *names: str) -> list[str]:
+    """The words without those flags and their values."""
+    kept, skip = [], False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        named = flag.startswith("-") and flag.lstrip("-") in names
+        if not skip and not named:
+            kept.append(word)
+        skip = named and not equals
+    return kept
+
+
+def _fields(argv: Sequence[str]) -> list[str]:
+    """The dotted fields that are typed, in order."""
+    matches = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in argv)
+    return [match[1] for match in matches if match]
+
+
+def _choices(argv: Sequence[str], config: ConfigDict) -> None:
+    """Methods and the data set chosen by flag, each with what its name stands for."""
+    for name in _values(argv, "config.recipe.data.name")[-1:]:
+        if name != config.recipe.data.name:
+            choose_data(config, name)
+    for field in METHODS:
+        for name in _values(argv, f"config.{field}")[-1:]:
+            part = config[field.removesuffix(".method")]
+            if name and name != part.method:
+                choose(part, name)
+
+
+def _known(field: str, config: ConfigDict) -> None:
+    """Refuses a field that the configuration does not have."""
+    part: Any = config
+    for name in re.sub(r"\[.*", "", field).split("."):
+        if not isinstance(part, ConfigDict) or name not in part:
+            where = f"config.{field}"
+            keys = [*part] if isinstance(part, ConfigDict) else []
+            if field.rpartition(".")[0].endswith("options") and isinstance(part, ConfigDict):
+                method = config[field.partition(".options")[0]].method
+                hint = nearest(name, keys) if keys else "it has none."
+                raise Refused(f"{where}: the method {method!r} has no option {name!r}; {hint}")
+            hint = nearest(name, keys) if keys else "it holds no further fields."
+            raise Refused(f"{where}: the configuration has no field {name!r}; {hint}")
+        part = part[name]
+
+
+def help_text(argv: Sequence[str], documentation: str, *, default: str, workdir: str = "runs") -> str:
+    """What --help prints: the experiment, its flags, and every field of the configuration with its value.
+
+    Raises:
+      Refused: what `read` refuses about imports and the configuration.
+    """
+    imports(argv)
+    path, _, names = [default, *_values(argv, "config")][-1].partition(":")
+    module = load(path)
+    config = configuration(module, path, names)
+    own = ", ".join(presets(module)) or "none"
+    lines = [documentation.strip(), "", "Flags:"]
+    lines += [
+        "  --config=FILE:NAMES",
+        f"      A configuration and names, comma-separated; default {default}. Presets of {path}: {own}.",
+        "      Then teacher, its calibrator, student, its calibrator, distillation method, post-hoc calibrator.",
+        "  --import=MODULE",
+        "      Import modules of your own first, comma-separated, so that what they register can be named.",
+    ]
+    values = defined()
+    for name in values:
+        lines += [f"  --{name}", f"      {values[name].help}{f' Default {workdir}.' * (name == 'workdir')}"]
+    lines += ["", f"Fields of {path}{':' + names if names else ''}, each a flag:"]
+    lines += [f"  --config.{name}={value!r}" for name, value in _flat(config)]
+    return "\n".join(lines)
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of every field."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        dotted = f"{prefix}{name}"
+        pairs += _flat(value, f"{dotted}.") if isinstance(value, ConfigDict) else [(dotted, value)]
+    return pairs
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    return any(word in HELP for word in argv[1:])
+
+
+def program() -> str:
+    """`python -m experiments.NAME`, as the running module was started."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {specification.name if specification else 'experiments'}"
