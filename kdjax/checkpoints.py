@@ -1,11 +1,12 @@
-"""Checkpoints whose every byte is checked (floor 4; the only file that imports Orbax).
+"""Checkpoints whose every byte is checked and that name whose they are; the only file that imports Orbax.
 
 Orbax makes a checkpoint visible only when it is complete, but restores a flipped byte without a word, so each
-checkpoint carries our manifest, and nothing is restored that does not verify. On disk a tree is nested plain dicts (a
-NamedTuple by its field names, a tuple by its positions), so that no class of this package is part of the format.
+checkpoint carries our manifest, and nothing is restored that does not verify or was written for another run. On disk
+a tree is nested plain dicts (a NamedTuple by its field names, a tuple by its positions), so that no class of this
+package is part of the format.
 
     checkpoints/
-      7/  manifest.json     size and SHA-256 of every file, written last
+      7/  manifest.json     owner, size and SHA-256 of every file, written last
           checkpoint.json   step, name -> (dtype, shape) of every array, the caller's extra
           state/            Orbax: OCDBT chunks and JSON
 """
@@ -17,9 +18,8 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,21 +34,23 @@ from kdjax.errors import Refused
 from kdjax.files import (
     FORMAT,
     MANIFEST,
+    TEMPORARY,
     Damaged,
-    Lock,
-    alive,
     canonical,
     read_json,
+    refuse_foreign,
     sync_directory,
+    temporary_name,
     verify_manifest,
     write_bytes,
     write_json,
     write_manifest,
     write_text,
 )
-from kdjax.processes import broadcast
+from kdjax.locks import Lock, abandoned
+from kdjax.processes import broadcast, on_primary
 from kdjax.types import PyTree
-from kdjax.variables import load_variables, named, nested, save_variables
+from kdjax.variables import load_variables, named, nested, refuse_misfit, save_variables
 
 __all__ = [
     "FORMAT",
@@ -66,8 +68,6 @@ __all__ = [
     "write_manifest",
     "write_text",
 ]
-
-_TEMPORARY = ".tmp-"
 
 
 class Restored(NamedTuple):
@@ -94,18 +94,24 @@ class Checkpoints:
     Args:
       directory: made if missing. What a killed process of this host left half written is removed.
       keep: how many of the newest checkpoints stay after a save.
+      owner: what the checkpoints belong to, as JSON; written into every manifest, and refused where it differs. Empty
+        asks for nobody.
+
+    Raises:
+      Refused: here, and whenever checkpoints are read or dropped, if one is of another owner or a newer FORMAT.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2):
+    def __init__(self, directory: Path, *, keep: int = 2, owner: Mapping[str, Any] = {}):
         if keep < 1:
             raise Refused(f"keep is {keep}; at least 1 checkpoint must stay.")
         self.directory = Path(os.path.abspath(directory))
         self.keep = keep
+        self.owner = dict(owner)
         if jax.process_index() == 0 and self.directory.is_dir():
-            for path in self.directory.glob(f"*{_TEMPORARY}*"):
-                host, _, pid = path.name.partition(_TEMPORARY)[2].rpartition("-")
-                if not (pid.isdigit() and alive(host, int(pid))):
+            for path in self.directory.iterdir():
+                if TEMPORARY in path.name and abandoned(path.name):
                     _remove(path)
+        self._refuse_foreign()
 
     def save(self, step: int, tree: PyTree, extra: Mapping[str, Any] = {}) -> None:
         """Saves a tree of arrays, whole or not at all, then drops what `keep` does not keep.
@@ -113,13 +119,14 @@ class Checkpoints:
         Checkpoints of later steps are dropped too: a run that saves step 7 has left whatever once came after it.
 
         Raises:
-          Refused: if `step` is there with other contents (equal contents: nothing happens; damaged: replaced), or a
-            leaf is not an array.
+          Refused: if `step` is there with other contents (equal contents: nothing happens; damaged: replaced) or for
+            another owner, or a leaf is not an array.
           OSError: naming the directory, the room needed and the room left; earlier checkpoints are intact.
         """
         leaves = named(tree)
         final = self.directory / str(step)
-        if self._agreed(verify_manifest(final)):
+        self._refuse_foreign()
+        if self._agreed(self.problems(step)):
             self._write(step, final, leaves, extra)
         elif not self._same(final, tree, extra):
             raise Refused(
@@ -132,6 +139,10 @@ class Checkpoints:
         """The steps that are complete (have a manifest), ascending; `restore` says whether they verify."""
         return [step for step in self._all() if (self.directory / str(step) / MANIFEST).is_file()]
 
+    def problems(self, step: int) -> list[str]:
+        """What is wrong with the checkpoint of a step, in words; `[]` means that it verifies and is this owner's."""
+        return verify_manifest(self.directory / str(step), self._owner(step))
+
     def prune(self, keep: int) -> None:
         """Drops all but the newest `keep` checkpoints."""
         self._drop(set(self.steps()[:-keep]))
@@ -139,6 +150,7 @@ class Checkpoints:
 
     def rewind(self, step: int) -> None:
         """Drops every checkpoint later than `step`, because the run goes on from there and may differ."""
+        self._refuse_foreign()
         self._drop({s for s in self._all() if s > step})
         _barrier(f"rewind {step}")
 
@@ -151,21 +163,21 @@ class Checkpoints:
 
         Raises:
           Refused: if names, shapes or dtypes differ from `like` (another model, another number of training examples,
-            an objective without its state), a newer FORMAT, or no such step. Falling back would not help.
+            an objective without its state), one of another owner or a newer FORMAT, or no such step. Falling back
+            would not help.
           Damaged: if there are checkpoints and none verifies, or the one asked for does not.
         """
         there = self._agreed(self._all())
         if step is not None and step not in there:
             raise Refused(f"{self.directory} holds no checkpoint of step {step}; it has {there or 'none'}.")
+        self._refuse_foreign()
         bad: list[str] = []
         for candidate in reversed(there if step is None else [step]):
             path = self.directory / str(candidate)
-            problems = self._agreed(verify_manifest(path))
+            problems = self._agreed(self.problems(candidate))
             if not problems:
                 notes = tuple(f"{text}; falling back to step {candidate}." for text in bad)
                 return self._load(path, like)._replace(skipped=notes)
-            if problems[0].startswith("written in format"):
-                raise Refused(f"checkpoint {path} is {problems[0]}; upgrade kdjax, or use another directory.")
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             bad.append(f"checkpoint {path} is damaged: {problems[0]}{more}")
         if bad:
@@ -176,7 +188,7 @@ class Checkpoints:
 
     def _write(self, step: int, final: Path, leaves: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         needed = sum(leaf.nbytes for leaf in leaves.values())
-        working = self.directory / broadcast(f"{step}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
+        working = self.directory / broadcast(temporary_name(str(step)))
         try:
             with _quiet():
                 if jax.process_index() == 0:
@@ -190,7 +202,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 shapes = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
                 write_json(working / "checkpoint.json", {"step": step, "leaves": shapes, "extra": dict(extra)})
-                write_manifest(working)
+                write_manifest(working, self._owner(step))
                 _remove(final)
                 os.rename(working, final)
                 sync_directory(self.directory)
@@ -202,10 +214,9 @@ class Checkpoints:
         _barrier(f"end {step}")
 
     def _load(self, path: Path, like: PyTree) -> Restored:
-        described = read_json(path / "checkpoint.json")
+        described = _described(path)
         wanted = {name: _abstract(leaf) for name, leaf in named(like).items()}
-        found = {name: (dtype, tuple(shape)) for name, (dtype, shape) in described["leaves"].items()}
-        _refuse_other(path, found, {name: (str(leaf.dtype), leaf.shape) for name, leaf in wanted.items()})
+        refuse_misfit(path, described["leaves"], {name: (str(x.dtype), x.shape) for name, x in wanted.items()})
         stored = {name: leaf for name, leaf in wanted.items() if np.prod(leaf.shape)}
         with _quiet(), _context():
             loaded = named(ocp.load(path / "state", nested(stored)))
@@ -235,6 +246,18 @@ class Checkpoints:
             for step in sorted(steps):
                 _remove(self.directory / str(step))
 
+    def _owner(self, step: int) -> dict[str, Any]:
+        return {**self.owner, "step": step} if self.owner else {}
+
+    def _refuse_foreign(self) -> None:
+        """On every process or on none: what process 0 raises reaches all."""
+
+        def work() -> None:
+            for step in self._all():
+                refuse_foreign(self.directory / str(step), self._owner(step))
+
+        on_primary(work)
+
     def _agreed(self, found: list[Any]) -> list[Any]:
         """What process 0 found, so that all processes restore the same step."""
         return json.loads(broadcast(json.dumps(found)))
@@ -249,28 +272,23 @@ class Checkpoints:
         return f"the checkpoint of step {step} could not be written to {self.directory} ({room}): {reason}; {left}."
 
 
-def _refuse_other(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
-    """Refuses a checkpoint whose names, dtypes or shapes are not the ones wanted."""
+def _described(path: Path) -> dict[str, Any]:
+    """A checkpoint's own account of itself.
 
-    def some(names: Iterable[str]) -> str:
-        first, *others = sorted(names)
-        return first if not others else f"{first} (and {len(others)} more)"
-
-    parts = []
-    if missing := wanted.keys() - found.keys():
-        parts.append(f"it lacks {some(missing)}")
-    if more := found.keys() - wanted.keys():
-        parts.append(f"it has {some(more)}, which is not in this run")
-    for name in sorted(found.keys() & wanted.keys()):
-        if found[name] != wanted[name]:
-            there, here = (f"{dtype}{list(shape)}" for dtype, shape in (found[name], wanted[name]))
-            parts.append(f"{name} is {there} there and {here} here")
-            break
-    if parts:
-        raise Refused(
-            f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, "
-            "objective, optimizer or number of training examples: use that recipe, or another directory."
-        )
+    Raises:
+      Damaged: if it is not of the form that `Checkpoints` writes, or of another step than its directory's name.
+    """
+    described = read_json(path / "checkpoint.json")
+    try:
+        leaves = {name: (str(dtype), tuple(map(int, shape))) for name, (dtype, shape) in described["leaves"].items()}
+        step, extra = int(described["step"]), dict(described["extra"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise Damaged(
+            f"{path / 'checkpoint.json'} does not describe a checkpoint; delete {path} to do without it."
+        ) from error
+    if str(step) != path.name:
+        raise Damaged(f"{path} holds the checkpoint of step {step}; rename it, or delete it to fall back.")
+    return {"step": step, "leaves": leaves, "extra": extra}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -317,9 +335,8 @@ def _remove(path: Path) -> None:
     """Removes a directory; a checkpoint loses its name first, so that no half of one is ever found under it."""
     if not path.exists():
         return
-    if _TEMPORARY not in path.name:
-        mine = f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}"
-        path = path.rename(path.with_name(f"{path.name}-{time.time_ns()}{mine}"))
+    if TEMPORARY not in path.name:
+        path = path.rename(path.with_name(temporary_name(f"{path.name}-{time.monotonic_ns()}")))
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdjax import checkpoints
+from kdjax import checkpoints, files, locks
 from kdjax.errors import Refused
 from kdjax.processes import is_primary, on_primary
 from kdjax.stages import Stage
@@ -45,8 +45,10 @@ def own(stage: Stage, directory: Path) -> None:
     """Writes into the directory whose it is.
 
     Raises:
-      Refused: it is another recipe's.
+      Refused: it is another stage's or a newer kdjax's, or holds a symbolic link, through which files elsewhere would
+        be written.
     """
+    files.refuse_links(directory)
     recipe = json.loads(stage.recipe.canonical())
     try:
         found = checkpoints.read_json(directory / "recipe.json")
@@ -58,6 +60,9 @@ def own(stage: Stage, directory: Path) -> None:
             f"{directory} belongs to another recipe (it differs in {keys}); choose another --workdir, or delete that "
             "directory."
         )
+    files.refuse_foreign(directory, stage.owner)
+    for folder in (directory, directory / "logits"):
+        locks.sweep(folder, whoever=True)
     checkpoints.write_json(directory / "parents.json", [stage.teacher.id] if stage.teacher is not None else [])
     checkpoints.write_json(directory / "recipe.json", recipe)
 

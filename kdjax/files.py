@@ -1,8 +1,10 @@
-"""Files that are whole or not there: atomic JSON, manifests of sizes and SHA-256, directory locks (floor 4).
+"""Files that are whole or not there: atomic writes, JSON, and manifests that name whose files they list.
 
 A directory is finished iff its `manifest.json` verifies. The manifest is written last; every write goes to a
 temporary name, is flushed to disk, and takes its final name by one rename, so that a process killed anywhere leaves the
-old file or the new one and never half of either.
+old file or the new one and never half of either. A rename replaces a symbolic link and never the file behind it.
+
+A manifest protects against accidents (a flipped bit, a torn copy, a folder under another's name) and is no signature.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ import json
 import math
 import os
 import socket
+import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdjax.errors import Refused
 
-FORMAT = 1  # of everything on disk; a newer one is refused, an older one is read as long as a golden test pins it
+FORMAT = 2  # of everything on disk; a newer one is refused, an older one is read as long as a golden test pins it
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+TEMPORARY = ".tmp-"
 _LARGEST_JSON = 256 * 2**20
 
 
@@ -34,21 +39,35 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_number)
 
 
+def namespace() -> int | None:
+    """The process namespace, by its inode: two containers number their processes alike. None off Linux."""
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return None
+
+
+def temporary_name(name: str) -> str:
+    """The name under which this process writes what will be called `name`."""
+    return f"{name}{TEMPORARY}{socket.gethostname()}-{namespace()}-{os.getpid()}"
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically.
+    """Writes UTF-8 text atomically, whatever the locale; a lone surrogate, which UTF-8 cannot say, becomes `\\udc80`.
 
     Raises:
       OSError: naming the directory when it has no room or is not writable; what was there before is untouched.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name("." + temporary_name(path.name))
     try:
-        with temporary.open("wb") as file:
+        # Made anew: opening a file that is there would write through a link left under this name.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -81,49 +100,58 @@ def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
-      Damaged: if it is not JSON, holds NaN, or is absurdly large.
+      Damaged: if it is not JSON, holds NaN, is absurdly large, or is no plain file (a pipe would be waited for).
       FileNotFoundError: if it is not there.
     """
     path = Path(path)
-    size = path.stat().st_size
-    if size > _LARGEST_JSON:
-        raise Damaged(f"{path} has {size} bytes, more than any file of this kind needs; it is not read.")
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise Damaged(f"{path} is not a plain file; it is not read.")
+        if about.st_size > _LARGEST_JSON:
+            raise Damaged(f"{path} has {about.st_size} bytes, more than any file of this kind needs; it is not read.")
+        data = file.read()
     try:
-        return json.loads(path.read_bytes().decode(), parse_constant=_no_constant)
+        return json.loads(data.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not readable as JSON ({error}).") from error
 
 
-def write_manifest(directory: Path) -> dict[str, Any]:
-    """Writes `manifest.json`: FORMAT, size and SHA-256 of every file below `directory`, and its own SHA-256.
+def write_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Writes `manifest.json`: FORMAT, owner, size and SHA-256 of every file below `directory`, and its own SHA-256.
 
     Every listed file is flushed to disk first. Call it last; from then on the directory is finished.
 
+    Args:
+      owner: what the files belong to, as JSON: a stage's id, the hash of its recipe, its parents.
+
     Returns:
-      The manifest, {"format": int, "files": {relative path: {"size": bytes, "sha256": hex}}, "sha256": hex}.
+      The manifest, {"format": int, "owner": {...}, "files": {relative path: {"size": bytes, "sha256": hex}},
+      "sha256": hex}.
     """
     directory = Path(directory)
     listed = {name: _entry(path, flush=True) for name, path in _walk(directory).items() if path.is_file()}
-    body = {"format": FORMAT, "files": listed}
+    body = {"format": FORMAT, "owner": dict(owner or {}), "files": listed}
     manifest = {**body, "sha256": _seal(body)}
     write_json(directory / MANIFEST, manifest)
     return manifest
 
 
-def verify_manifest(directory: Path) -> list[str]:
-    """What is wrong with a directory, each problem in words that name the file; `[]` means that it verifies."""
+def verify_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> list[str]:
+    """What is wrong with a directory, each problem in words that name the file; `[]` means that it verifies.
+
+    Args:
+      owner: what the manifest must name; None asks for nobody.
+    """
     directory = Path(directory)
-    try:
-        manifest = read_json(directory / MANIFEST)
-        body = {"format": manifest["format"], "files": manifest["files"]}
-        if manifest.keys() != {*body, "sha256"} or manifest["sha256"] != _seal(body):
-            return [f"{MANIFEST} does not have its own SHA-256"]
-    except (FileNotFoundError, NotADirectoryError):
-        return ["no manifest"]
-    except (Damaged, TypeError, KeyError, AttributeError, ValueError):
-        return [f"{MANIFEST} is not readable"]
-    if manifest["format"] != FORMAT:
-        return [f"written in format {manifest['format']}, and this kdjax reads format {FORMAT}"]
+    manifest, problem = _manifest(directory)
+    if manifest is None:
+        return [problem]
+    if problem := _foreign(manifest, owner):
+        return [problem]
+    if owner and not manifest["owner"]:
+        return [f"{MANIFEST} does not say what it belongs to"]
     found, problems = _walk(directory), []
     for name, entry in manifest["files"].items():
         if name not in found:
@@ -139,48 +167,26 @@ def verify_manifest(directory: Path) -> list[str]:
     return problems + [f"{name} is not in the manifest" for name in sorted(found)]
 
 
-class Lock:
-    """`with Lock(directory):` one process at a time; a lock left by a process that is gone is broken.
-
-    The file `.lock` holds pid, host and, where the system tells it, the process's start time, so that a pid that was
-    given to another process later does not keep the lock alive.
+def refuse_foreign(directory: Path, owner: Mapping[str, Any] | None = None) -> None:
+    """Refuses to go on where files of a newer FORMAT or of another owner are, which must not be written over.
 
     Raises:
-      Refused: on entry, if a living process (or one on another host, which cannot be asked) holds it.
+      Refused: if there is a manifest with its own SHA-256 that says so.
     """
+    manifest, _ = _manifest(Path(directory))
+    if manifest is None:
+        return
+    if manifest["format"] > FORMAT:
+        raise Refused(f"{directory} is {_foreign(manifest, owner)}; upgrade kdjax, or use another directory.")
+    if problem := _foreign(manifest, owner):
+        raise Refused(f"{directory} is {problem}; move it back to where it belongs, or delete it to begin anew.")
 
-    def __init__(self, directory: Path):
-        self.path = Path(directory) / LOCK
-        self._mine: dict[str, Any] | None = None
 
-    def __enter__(self) -> Lock:
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(self.path.parent):
-            holder = self._holder()
-            if holder is not None and _alive(holder):
-                raise Refused(
-                    f"{self.path.parent} is in use by process {holder['pid']} on {holder['host']}; wait for it, choose "
-                    f"another directory, or delete {self.path} if that process is gone."
-                )
-            self.path.unlink(missing_ok=True)
-            with self.path.open("x") as file:
-                file.write(canonical(mine))
-        self._mine = mine
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._holder() == self._mine:
-            self.path.unlink(missing_ok=True)
-        self._mine = None
-
-    def _holder(self) -> dict[str, Any] | None:
-        """Who holds the lock; None if nobody does or the file is the torn one of a process killed while writing it."""
-        try:
-            holder = read_json(self.path)
-            return holder if {"pid", "host"} <= set(holder) and int(holder["pid"]) > 0 else None
-        except (FileNotFoundError, Damaged, TypeError, ValueError):
-            return None
+def refuse_links(directory: Path) -> None:
+    """Refuses a directory with a symbolic link below it: what is written there must not end up elsewhere."""
+    for name, path in _walk(Path(directory)).items():
+        if path.is_symlink():
+            raise Refused(f"{path} is a symbolic link where {name} should be a file of its own; remove the link.")
 
 
 def sync_directory(directory: Path) -> None:
@@ -194,49 +200,57 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def alive(host: str, pid: int) -> bool:
-    """Whether a process may still run; one on another host cannot be asked and counts as alive."""
-    return _alive({"host": host, "pid": pid, "started": None})
-
-
-def _alive(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
-        return True
+def _manifest(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """(the manifest, "") if it has its own SHA-256 and the expected form, else (None, what is wrong)."""
     try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    started, now = holder.get("started"), _started(int(holder["pid"]))
-    return started is None or now is None or started == now
+        manifest = read_json(directory / MANIFEST)
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        sealed = manifest["sha256"] == _seal(body)
+        newer = sealed and _whole(manifest["format"]) and manifest["format"] > FORMAT
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "no manifest"
+    except (OSError, TypeError, KeyError, AttributeError, ValueError):
+        return None, f"{MANIFEST} is not readable"
+    if not sealed:
+        return None, f"{MANIFEST} does not have its own SHA-256"
+    if not newer and not _well_formed(body):
+        return None, f"{MANIFEST} does not list files as a manifest of format 1 to {FORMAT} does"
+    return {"owner": {}, **body}, ""
 
 
-def _started(pid: int) -> str | None:
-    """Boot id and start time in clock ticks, from /proc; None where there is none."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # the command's name, in parentheses, may hold spaces: count the fields after its last parenthesis
-        return f"{boot}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
-    except (OSError, IndexError):
-        return None
+def _well_formed(body: Mapping[str, Any]) -> bool:
+    keys = {"format", "files"} if body["format"] == 1 else {"format", "files", "owner"}
+    listed = body.get("files")
+    return (
+        _whole(body["format"])
+        and body["format"] >= 1
+        and body.keys() == keys
+        and isinstance(body.get("owner", {}), dict)
+        and isinstance(listed, dict)
+        and all(isinstance(e, dict) and e.keys() == {"size", "sha256"} and _whole(e["size"]) for e in listed.values())
+    )
 
 
-@contextlib.contextmanager
-def _one_at_a_time(directory: Path):
-    """Between looking at a stale lock and replacing it nobody else may do the same; the kernel ends this by itself."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without it: the window is microseconds
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+
+def _foreign(manifest: Mapping[str, Any], owner: Mapping[str, Any] | None) -> str:
+    """Why a manifest is not for this program or this owner, or ""; one that names nobody may be anybody's."""
+    if manifest["format"] > FORMAT:
+        return f"written in format {manifest['format']}, and this kdjax reads format {FORMAT}"
+    if not owner or not manifest["owner"]:
+        return ""
+    for key in (*owner, *sorted(manifest["owner"].keys() - owner.keys())):
+        there, here = (canonical(who.get(key)) for who in (manifest["owner"], owner))
+        if there != here:
+            return f"written for {key} {_short(there)}, and here is {key} {_short(here)}"
+    return ""
+
+
+def _short(text: str) -> str:
+    text = text.strip('"')
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _walk(directory: Path) -> dict[str, Path]:

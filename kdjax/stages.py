@@ -15,12 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from kdjax import checkpoints, data, step, teachers, trainer
+from kdjax import checkpoints, data, files, step, teachers, trainer
 from kdjax.errors import Refused
 from kdjax.recipes import Data, Recipe, parts
 from kdjax.types import Dataset, Spec
@@ -41,6 +41,16 @@ class Stage:
     def id(self) -> str:
         """sha256(canonical recipe + parents' ids + dataset fingerprint + FORMAT), 12 hex digits."""
         return _id(self)
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """What the stage's manifests name, so that files under another stage's name are refused."""
+        parents = [self.teacher.id] if self.teacher is not None else []
+        return {
+            "stage": self.id,
+            "recipe": hashlib.sha256(self.recipe.canonical().encode()).hexdigest(),
+            "parents": parents,
+        }
 
     def directory(self, workdir: Path) -> Path:
         return Path(workdir) / self.id
@@ -151,10 +161,15 @@ def order(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def status(stage: Stage, workdir: Path) -> str:
-    """ "done", "resumable" or "missing"; reads and hashes the stage's files and computes nothing else."""
+    """ "done", "resumable" or "missing"; reads and hashes the stage's files and computes nothing else.
+
+    Raises:
+      Refused: if the directory holds a finished stage of a newer FORMAT, or another stage.
+    """
     directory = stage.directory(workdir)
-    if not checkpoints.verify_manifest(directory):
+    if not checkpoints.verify_manifest(directory, stage.owner):
         return "done"
+    files.refuse_foreign(directory, stage.owner)
     return "resumable" if (directory / "checkpoints").is_dir() else "missing"
 
 

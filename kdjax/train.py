@@ -98,7 +98,7 @@ def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:
     if stage.teacher is None or stage.recipe.distill is None:
         return None
     directory = stage.teacher.directory(workdir)
-    problems = checkpoints.verify_manifest(directory)
+    problems = checkpoints.verify_manifest(directory, stage.teacher.owner)
     if problems:
         raise Refused(
             f"the teacher of {stage.name!r} in {directory} is not finished or not intact ({problems[0]}); run it first."
@@ -116,11 +116,16 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
     """(pure functions, variables) of a finished stage at its selected epoch."""
     own = stages.dataset(stage.recipe.data)
     made = task(stage.recipe, own)
-    store = checkpoints.Checkpoints(stage.directory(workdir) / "selected", keep=1)
+    store = _store(stage, workdir, "selected", keep=1)
     restored = store.restore(abstract(made, step.mesh()).variables)
     if restored is None:
         raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
     return made.parts, restored.tree
+
+
+def _store(stage: Stage, workdir: Path, part: str, keep: int) -> checkpoints.Checkpoints:
+    """The stage's checkpoints in its subdirectory `part`, which nobody else's are taken for."""
+    return checkpoints.Checkpoints(stage.directory(workdir) / part, keep=keep, owner={**stage.owner, "part": part})
 
 
 def run_all(targets: Iterable[Stage], run: Run, reporter: console.Reporter | None = None) -> dict[str, Result]:
@@ -168,12 +173,12 @@ def run_stage(
     asked = asked if asked is not None else {}
     workdir = Path(run.workdir)
     directory = stage.directory(workdir)
-    if on_primary(lambda: not checkpoints.verify_manifest(directory)):
+    if on_primary(lambda: not checkpoints.verify_manifest(directory, stage.owner)):
         reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
         return read_result(stage, workdir)
     with claim.locked(directory):
         # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
-        if on_primary(lambda: not checkpoints.verify_manifest(directory)):
+        if on_primary(lambda: not checkpoints.verify_manifest(directory, stage.owner)):
             return read_result(stage, workdir)
         on_primary(lambda: claim.own(stage, directory))
         return _Run(stage, run, reporter, asked).finish(position, total)
@@ -250,9 +255,9 @@ class _Run:
             steps_per_call=run.steps_per_call,
             eval_batch_size=run.eval_batch_size,
         )
-        self.store = checkpoints.Checkpoints(self.directory / "checkpoints", keep=run.keep)
+        self.store = _store(stage, self.workdir, "checkpoints", keep=run.keep)
         # As many improvements stay as epochs since the oldest state kept: whichever is resumed from finds its best.
-        self.best = checkpoints.Checkpoints(self.directory / "selected", keep=run.keep * run.checkpoint_epochs + 1)
+        self.best = _store(stage, self.workdir, "selected", keep=run.keep * run.checkpoint_epochs + 1)
         self.lines: list[dict[str, Any]] = []
         self.window: dict[str, list[float]] = {}
 
@@ -265,7 +270,7 @@ class _Run:
             state = self._epoch(state)
         self._evaluate(began)
         self.best.prune(1)
-        on_primary(lambda: checkpoints.write_manifest(self.directory) and None)
+        on_primary(lambda: checkpoints.write_manifest(self.directory, self.stage.owner) and None)
         return read_result(self.stage, self.workdir, reused=False)
 
     def _resume(self) -> State:
@@ -295,9 +300,8 @@ class _Run:
     def _lost(self) -> str | None:
         """What is wrong with the variables selected so far, which cannot be computed from a later state."""
         at = self._selected()
-        path = self.best.directory / str(at)
-        problems = on_primary(lambda: checkpoints.verify_manifest(path)) if at is not None else []
-        return f"checkpoint {path} is damaged: {problems[0]}" if problems else None
+        problems = on_primary(lambda: self.best.problems(at)) if at is not None else []
+        return f"checkpoint {self.best.directory / str(at)} is damaged: {problems[0]}" if problems else None
 
     def _epoch(self, state: State) -> State:
         """From wherever in the epoch the state is to the epoch's end, or to a saved stop if a signal asks for one."""

@@ -1,4 +1,4 @@
-"""Trees of arrays as names: nested dicts, and safetensors files of them (floor 4).
+"""Trees of arrays as names: nested dicts, and safetensors files of them.
 
 Names are field names, keys and positions joined with "/", and are the format: no class is stored, so that a model may
 be rewritten without a checkpoint being lost.
@@ -97,6 +97,37 @@ def nested(leaves: Mapping[str, Any], empty: Iterable[str] = (), where: str = "t
             raise Refused(f"{where} has {name!r} twice.")
         node[last] = leaf
     return tree
+
+
+def refuse_misfit(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+    """Refuses a checkpoint whose names, dtypes or shapes are not the ones wanted.
+
+    Args:
+      found, wanted: name -> (dtype, shape).
+
+    Raises:
+      Refused: naming the first that differs.
+    """
+
+    def some(names: Iterable[str]) -> str:
+        first, *others = sorted(names)
+        return first if not others else f"{first} (and {len(others)} more)"
+
+    parts = []
+    if missing := wanted.keys() - found.keys():
+        parts.append(f"it lacks {some(missing)}")
+    if more := found.keys() - wanted.keys():
+        parts.append(f"it has {some(more)}, which is not in this run")
+    for name in sorted(found.keys() & wanted.keys()):
+        if found[name] != wanted[name]:
+            there, here = (f"{dtype}{list(shape)}" for dtype, shape in (found[name], wanted[name]))
+            parts.append(f"{name} is {there} there and {here} here")
+            break
+    if parts:
+        raise Refused(
+            f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, "
+            "objective, optimizer or number of training examples: use that recipe, or another directory."
+        )
 
 
 def _empty(tree: PyTree, name: str = "") -> Iterator[str]:

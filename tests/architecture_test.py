@@ -40,6 +40,7 @@ FLOORS = {
     "claim": 5,
     "console": 5,
     "files": 4,
+    "locks": 4,
     "variables": 4,
     "train": 5,
     "report": 5,

@@ -9,6 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +19,11 @@ ROOT = Path(__file__).parent.parent
 def environment() -> dict[str, str]:
     """Ours, with one CPU device instead of the tests' two."""
     return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def slow(*values: Any) -> list[Any]:
+    """Parameters of a sweep that `make test` leaves to `make test-all`; one of each kind stays quick."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def both(arguments: Callable[[str, int], Sequence[str]], timeout: float = 240) -> list[list[str]]:

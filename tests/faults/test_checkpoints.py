@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +22,11 @@ from kdjax import files
 from kdjax.checkpoints import Checkpoints, Damaged, verify_manifest
 from kdjax.errors import Refused
 from tests.faults import saver
+from tests.processes import slow
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint_format_1"
+GOLDEN_2 = GOLDEN.with_name("checkpoint_format_2")
 
 
 class State(NamedTuple):
@@ -281,26 +282,25 @@ KILLS = {
 }
 
 
-def test_kill_9_anywhere_in_a_save(tmp_path):
+@pytest.mark.parametrize("when", ["described", *slow(*sorted(KILLS.keys() - {"described"}))])
+def test_kill_9_anywhere_in_a_save(tmp_path, when):
     """The step that is found is the previous one until the rename, the new one after it; what is left over goes."""
-    children = {when: run_saver(tmp_path / when, when) for when in KILLS}
-    for when, step in KILLS.items():
-        out, err = children[when].communicate(timeout=120)
-        assert children[when].returncode == -signal.SIGKILL, (when, out, err)
-        directory = tmp_path / when
-        left = [path.name for path in directory.iterdir() if not path.name.isdecimal()]
-        assert bool(left) == (when != "renamed"), (when, left)
-        store = Checkpoints(directory)
-        assert all(path.name.isdecimal() for path in directory.iterdir()), when
-        restored = store.restore(saver.tree(0))
-        assert (restored.step, restored.skipped) == (step, ()), when
-        same(restored.tree, saver.tree(step))
-        store.save(3, saver.tree(3))
-        assert store.steps() == [2, 3]
+    child = run_saver(tmp_path, when)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL, (out, err)
+    left = [path.name for path in tmp_path.iterdir() if not path.name.isdecimal()]
+    assert bool(left) == (when != "renamed"), left
+    store = Checkpoints(tmp_path)
+    assert all(path.name.isdecimal() for path in tmp_path.iterdir())
+    restored = store.restore(saver.tree(0))
+    assert (restored.step, restored.skipped) == (KILLS[when], ())
+    same(restored.tree, saver.tree(KILLS[when]))
+    store.save(3, saver.tree(3))
+    assert store.steps() == [2, 3]
 
 
 def test_a_living_process_keeps_its_half_written_checkpoint(store):
-    mine = store.directory / f"21.tmp-{socket.gethostname()}-{os.getpid()}"
+    mine = store.directory / files.temporary_name("21")
     mine.mkdir()
     elsewhere = store.directory / "21.tmp-another-host-1"
     elsewhere.mkdir()
@@ -308,7 +308,7 @@ def test_a_living_process_keeps_its_half_written_checkpoint(store):
     assert mine.is_dir() and elsewhere.is_dir() and again.steps() == [7, 14]
 
 
-@pytest.mark.parametrize("limit", [60_000, 600])
+@pytest.mark.parametrize("limit", [60_000, *slow(600)])
 def test_disk_full(tmp_path, limit):
     """RLIMIT_FSIZE strikes in the arrays or in a small file; the sentence names directory, need and fallback."""
     child = run_saver(tmp_path / "full", f"room:{limit}")
@@ -343,16 +343,64 @@ def test_golden_checkpoint_of_format_1():
     }
 
 
+def test_golden_checkpoint_of_format_2():
+    """As format 1, with `owner={"stage": "golden"}`: for that owner, or for whoever does not ask."""
+    for owner in ({}, {"stage": "golden"}):
+        restored = Checkpoints(GOLDEN_2, owner=owner).restore(GOLDEN_TREE)
+        assert (restored.step, restored.extra, restored.skipped) == (3, {"note": "format 2"}, ())
+        same(restored.tree, GOLDEN_TREE)
+    with pytest.raises(Refused, match="3 is written for stage golden, and here is stage other; move it back"):
+        Checkpoints(GOLDEN_2, owner={"stage": "other"}).restore(GOLDEN_TREE)
+    with pytest.raises(Damaged, match="manifest.json does not say what it belongs to"):
+        Checkpoints(GOLDEN, owner={"stage": "golden"}).restore(GOLDEN_TREE)
+
+
+def test_a_checkpoint_under_another_step_or_owner_is_refused_and_kept(tmp_path):
+    """Copied from the next run, or renamed from an earlier step; refused wherever it would be read or removed."""
+    stores = [Checkpoints(tmp_path / name, owner={"stage": name}) for name in "ab"]
+    for store in stores:
+        for step in (7, 14):
+            store.save(step, state(step))
+    a, b = (store.directory for store in stores)
+    shutil.rmtree(b / "14")
+    shutil.copytree(a / "14", b / "14")
+    for act in (
+        lambda: stores[1].restore(state()),
+        lambda: stores[1].restore(state(), step=14),
+        lambda: stores[1].rewind(7),
+        lambda: stores[1].save(14, state(14)),
+        lambda: stores[1].save(8, state(8)),
+    ):
+        with pytest.raises(Refused, match="14 is written for stage a, and here is stage b; move it back"):
+            act()
+    assert "written for stage a" in stores[1].problems(14)[0] and verify_manifest(b / "14") == []
+    shutil.rmtree(a / "14")
+    (a / "7").rename(a / "14")
+    with pytest.raises(Refused, match="14 is written for step 7, and here is step 14"):
+        stores[0].restore(state())
+    with pytest.raises(Damaged, match="14 holds the checkpoint of step 7; rename it, or delete it"):
+        Checkpoints(a).restore(state())
+
+
 def reseal(path: Path, **changes: Any) -> None:
-    manifest = {**json.loads(path.read_text()), **changes}
-    body = {"format": manifest["format"], "files": manifest["files"]}
+    body = {**json.loads(path.read_text()), **changes}
+    del body["sha256"]
     path.write_text(json.dumps({**body, "sha256": files._seal(body)}))
 
 
 def test_a_newer_format_is_refused_and_not_passed_over(store):
-    reseal(store.directory / "14" / "manifest.json", format=2)
-    with pytest.raises(Refused, match=r"14 is written in format 2, and this kdjax reads format 1; upgrade"):
-        store.restore(state())
+    """Nor is it dropped, written over, or left for an older one by any door."""
+    reseal(store.directory / "14" / "manifest.json", format=3, more=["unknown", "here"])
+    before = {path: path.read_bytes() for path in stored(store.directory)}
+    for act in (
+        lambda: store.restore(state()),
+        lambda: store.save(14, state(14)),
+        lambda: store.rewind(7),
+        lambda: store.save(8, state(8)),
+    ):
+        with pytest.raises(Refused, match=r"14 is written in format 3, and this kdjax reads format 2; upgrade"):
+            act()
+    assert {path: path.read_bytes() for path in stored(store.directory) if path in before} == before
 
 
 def test_a_crafted_manifest_opens_nothing_outside(store, tmp_path):
@@ -364,6 +412,38 @@ def test_a_crafted_manifest_opens_nothing_outside(store, tmp_path):
     for value in ([], None, {"format": 1}, {"format": 1, "files": [], "sha256": ""}):
         path.write_text(json.dumps(value))
         assert "manifest.json" in store.restore(state()).skipped[0]
+
+
+NONSENSE = (
+    {"files": []},
+    {"files": None},
+    {"files": {"checkpoint.json": []}},
+    {"files": {"checkpoint.json": {"size": "1", "sha256": ""}}},
+    {"format": "2"},
+    {"format": 2.5},
+    {"format": True},
+    {"format": -1},
+    {"format": None},
+    {"owner": []},
+    {"owner": None},
+    {"more": 1},
+)
+
+
+@pytest.mark.parametrize("change", NONSENSE, ids=str)
+def test_a_sealed_manifest_that_makes_no_sense_is_damage(store, change):
+    """Its own SHA-256 is right, so that only its form can be wrong."""
+    reseal(store.directory / "14" / "manifest.json", **change)
+    restored = store.restore(state())
+    assert restored.step == 7 and "14 is damaged: manifest.json" in restored.skipped[0]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"step": 14, "leaves": [], "extra": {}}', '{"step": "x"}'])
+def test_a_sealed_description_that_makes_no_sense_is_one_sentence(store, text):
+    (store.directory / "14" / "checkpoint.json").write_text(text)
+    files.write_manifest(store.directory / "14")
+    with pytest.raises(Damaged, match=r"14/checkpoint.json does not describe a checkpoint; delete .*/14 to do"):
+        store.restore(state())
 
 
 def test_absurd_shapes_are_refused_before_allocation(store):

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +14,10 @@ import pytest
 from kdjax import files
 from kdjax.checkpoints import Checkpoints
 from kdjax.errors import Refused
-from kdjax.files import Damaged, Lock, verify_manifest
+from kdjax.files import Damaged, verify_manifest
+from kdjax.locks import Lock
 from kdjax.variables import load_variables, save_variables
-from tests.faults.test_checkpoints import ROOT, same
-
-
-def test_lock_of_a_living_process_is_refused(tmp_path):
-    """Held here, asked for there, and the other way round, and twice in one process."""
-    ask = "from kdjax.files import Lock; Lock({!r}).__enter__(); print('held', flush=True); {}"
-
-    def other(then: str) -> subprocess.Popen:
-        code = ask.format(str(tmp_path), then)
-        return subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    with Lock(tmp_path):
-        with pytest.raises(Refused, match=rf"{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}"):
-            Lock(tmp_path).__enter__()
-        _, err = other("").communicate(timeout=60)
-        assert f"is in use by process {os.getpid()}" in err
-    assert not (tmp_path / ".lock").exists()
-
-    child = other("import time; time.sleep(60)")
-    assert child.stdout.readline() == "held\n"
-    with pytest.raises(Refused, match=f"is in use by process {child.pid}"):
-        Lock(tmp_path).__enter__()
-    child.kill()
-    child.communicate()
-    with Lock(tmp_path):  # its process is gone
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
-
-
-def test_stale_locks(tmp_path):
-    """A pid given to another process since, a torn file: broken. Another host: cannot be asked, so refused."""
-    lock = tmp_path / ".lock"
-    mine = {"pid": os.getpid(), "host": socket.gethostname()}
-    if sys.platform == "linux":
-        lock.write_text(json.dumps({**mine, "started": "another boot:1"}))
-        with Lock(tmp_path):
-            pass
-    for torn in ("", "{", "[]", '{"pid": "x", "host": "y"}', "\x00\xff"):
-        lock.write_text(torn)
-        with Lock(tmp_path):
-            assert json.loads(lock.read_text())["pid"] == os.getpid()
-    lock.write_text(json.dumps({"pid": 1, "host": "another-host", "started": None}))
-    with pytest.raises(Refused, match=r"process 1 on another-host; wait for it, .*or delete .*\.lock if that process"):
-        Lock(tmp_path).__enter__()
-    assert lock.exists()
+from tests.faults.test_checkpoints import same
 
 
 def test_stage_manifest(tmp_path):
@@ -152,7 +104,7 @@ def test_crafted_headers(tmp_path):
     clash = {"a": one([1]), "a/b": {**one([1]), "data_offsets": [4, 8]}}
     with pytest.raises(Refused, match=r"has an array at 'a' and another below it|has 'a' twice"):
         load_variables(craft(tmp_path / "x", clash, b"0" * 8))
-    with pytest.raises(Refused, match="is of format 2, and this kdjax reads format 1"):
-        load_variables(craft(tmp_path / "x", {"__metadata__": {"format": "2"}, "a": one([1])}, b"0000"))
+    with pytest.raises(Refused, match="is of format 3, and this kdjax reads format 2"):
+        load_variables(craft(tmp_path / "x", {"__metadata__": {"format": "3"}, "a": one([1])}, b"0000"))
     with pytest.raises(Damaged):
         load_variables(craft(tmp_path / "x", {"__metadata__": {"empty": "{"}, "a": one([1])}, b"0000"))

@@ -17,7 +17,7 @@ from kdjax.errors import Refused
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 from tests import tiny
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, slow
 
 METHOD = "adafocal"  # stateful, with a refresh: the hardest to resume
 
@@ -57,7 +57,7 @@ def whole(tmp_path_factory, npz) -> dict[str, bytes]:
     return outcome(workdir)
 
 
-@pytest.mark.parametrize("when", ["step:2", "step:7", "save:1", "save:5", "end"])
+@pytest.mark.parametrize("when", ["step:7", *slow("step:2", "save:1", "save:5", "end")])
 def test_kill_9_then_the_same_command_gives_the_same_bytes(tmp_path, npz, whole, when):
     killed = child(tmp_path, npz, when)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -66,7 +66,7 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(tmp_path, npz, whole,
     assert outcome(tmp_path) == whole
 
 
-@pytest.mark.parametrize("when", ["term:2", "term:4"])
+@pytest.mark.parametrize("when", ["term:4", *slow("term:2")])
 def test_sigterm_saves_says_so_and_resumes(tmp_path, npz, whole, when):
     """term:2 stops inside an epoch, term:4 at an epoch's last step, after which the objective is still refreshed."""
     stopped = child(tmp_path, npz, when)
