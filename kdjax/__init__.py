@@ -1,23 +1,105 @@
-"""kdjax: train classifiers whose confidence can be trusted, and distill that trust into small ones, in JAX."""
+"""kdjax: train classifiers whose confidence can be trusted, and distill that trust into small ones, in JAX.
 
-from kdjax import losses, metrics, models, objectives, optim, posthoc, step, targets, teachers, theory, transforms
-from kdjax.errors import Refused
-from kdjax.objectives import Objective, Terms, blend, stateless
-from kdjax.types import Batch, Dataset, Model, Output, Spec, Split
+Each name below is imported at its first use, so that `kdjax.posthoc.load` works without importing JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdjax import (
+        data,
+        losses,
+        metrics,
+        models,
+        objectives,
+        optim,
+        posthoc,
+        step,
+        targets,
+        teachers,
+        theory,
+        trainer,
+        transforms,
+    )
+    from kdjax.errors import Refused
+    from kdjax.objectives import Objective, Terms, blend, stateless
+    from kdjax.recipes import Distill, Optimizer, Recipe
+    from kdjax.stages import Stage
+    from kdjax.trainer import Trainer, fit
+    from kdjax.types import Batch, Dataset, Model, Output, Spec, Split
 
 __version__ = "0.1.0"
+
+# name -> the module that defines it; a module stands for itself.
+_HOME = {
+    "Batch": "types",
+    "Dataset": "types",
+    "Distill": "recipes",
+    "Model": "types",
+    "Objective": "objectives",
+    "Optimizer": "recipes",
+    "Output": "types",
+    "Recipe": "recipes",
+    "Refused": "errors",
+    "Spec": "types",
+    "Split": "types",
+    "Stage": "stages",
+    "Terms": "objectives",
+    "Trainer": "trainer",
+    "blend": "objectives",
+    "fit": "trainer",
+    "stateless": "objectives",
+}
+_MODULES = (
+    "data",
+    "losses",
+    "metrics",
+    "models",
+    "objectives",
+    "optim",
+    "posthoc",
+    "step",
+    "targets",
+    "teachers",
+    "theory",
+    "trainer",
+    "transforms",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"kdjax.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kdjax.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'kdjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Batch",
     "Dataset",
+    "Distill",
     "Model",
     "Objective",
+    "Optimizer",
     "Output",
+    "Recipe",
     "Refused",
     "Spec",
     "Split",
+    "Stage",
     "Terms",
+    "Trainer",
     "blend",
+    "data",
+    "fit",
     "losses",
     "metrics",
     "models",
@@ -29,5 +111,6 @@ __all__ = [
     "targets",
     "teachers",
     "theory",
+    "trainer",
     "transforms",
 ]

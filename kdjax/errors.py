@@ -1,4 +1,4 @@
-"""One kind of refusal, and the few checks every room shares (floor 0).
+"""One kind of refusal, and the few checks everything shares.
 
 A refusal is a single sentence: what was found, what was expected, what to type. It is raised on the host, before any
 compile, or while tracing; traced values pass through the range checks untouched, since their value is not known yet.
@@ -16,55 +16,55 @@ class Refused(ValueError):
     """A wrong input, refused before compute was spent. The command line turns it into exit code 2."""
 
 
-def nearest(found: str, known: Iterable[str]) -> str:
-    """The sentence fragment that lists the names closest to `found`, or all of them when none is close."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence: the known names closest to `name`, or all of them when none is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(found, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}."
 
 
-def one_of(what: str, found: str, known: Iterable[str]) -> str:
-    """Returns `found` if it is one of `known`.
+def one_of(what: str, value: str, known: Iterable[str]) -> str:
+    """Returns `value` if it is one of `known`.
 
     Raises:
       Refused: naming the nearest known values.
     """
     names = list(known)
-    if found not in names:
-        raise Refused(f"{what} is {found!r}, which does not exist; {nearest(str(found), names)}")
-    return found
+    if value not in names:
+        raise Refused(f"{what} is {value!r}, which does not exist; {nearest(str(value), names)}")
+    return value
 
 
 def within(
     what: str,
-    found: Any,
+    value: Any,
     low: float | None = None,
     high: float | None = None,
     *,
     open_low: bool = False,
     open_high: bool = False,
 ) -> Any:
-    """Returns `found` if it is a number in the interval; arrays and tracers pass (their value may not be known).
+    """Returns `value` if it is a number in the interval; arrays and tracers pass (their value may not be known).
 
     Raises:
       Refused: naming the interval.
     """
-    if not isinstance(found, numbers.Real) or isinstance(found, bool):
-        if isinstance(found, str | bool | None | list | tuple | dict):
-            raise Refused(f"{what} is {found!r}; expected a number.")
-        return found
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if isinstance(value, str | bool | None | list | tuple | dict):
+            raise Refused(f"{what} is {value!r}; expected a number.")
+        return value
     left = "(" if open_low or low is None else "["
     right = ")" if open_high or high is None else "]"
-    value = float(found)
-    ok = value == value
-    ok &= low is None or (value > low if open_low else value >= low)
-    ok &= high is None or (value < high if open_high else value <= high)
+    number = float(value)
+    ok = number == number
+    ok &= low is None or (number > low if open_low else number >= low)
+    ok &= high is None or (number < high if open_high else number <= high)
     if not ok:
         interval = f"{left}{'-inf' if low is None else low}, {'inf' if high is None else high}{right}"
-        raise Refused(f"{what} is {found!r}; expected a number in {interval}.")
-    return found
+        raise Refused(f"{what} is {value!r}; expected a number in {interval}.")
+    return value
 
 
-def positive(what: str, found: Any) -> Any:
-    """Returns `found` if it is a number > 0 (or a tracer)."""
-    return within(what, found, 0.0, open_low=True)
+def positive(what: str, value: Any) -> Any:
+    """Returns `value` if it is a number > 0 (or a tracer)."""
+    return within(what, value, 0.0, open_low=True)

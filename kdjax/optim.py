@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, all of them optax's (floor 2)."""
+"""Optimizers and learning-rate schedules by name, all of them optax's."""
 
 from __future__ import annotations
 
@@ -49,27 +49,13 @@ def schedule(
     Raises:
       Refused: unknown name; a number out of range; milestones outside the run, or for another schedule.
     """
-    one_of("optimizer.schedule", schedule, SCHEDULES)
     positive("optimizer.lr", lr)
     positive("optimizer.gamma", gamma)
     within("total_steps", total_steps, 1)
-    within("warmup_steps", warmup_steps, 0, total_steps, open_high=True)
-    if milestones and schedule != "multistep":
-        raise Refused(
-            f"optimizer.milestones is {tuple(milestones)} and optimizer.schedule {schedule!r} has none; "
-            "expected () or the schedule 'multistep'."
-        )
+    check_times(schedule, milestones, warmup_steps, total_steps)
     if schedule == "onecycle":
-        if warmup_steps:
-            raise Refused(f"warmup_steps is {warmup_steps} and the schedule 'onecycle' warms up by itself; expected 0.")
         # optax needs a peak after step 0, which 30 % of a run of less than 4 steps is not.
         return optax.cosine_onecycle_schedule(total_steps, lr, pct_start=max(0.3, 1 / total_steps))
-    bounds = (warmup_steps, *milestones, total_steps)
-    if milestones and any(a >= b for a, b in itertools.pairwise(bounds)):
-        raise Refused(
-            f"optimizer.milestones are at steps {tuple(milestones)}; expected strictly increasing steps "
-            f"after {warmup_steps} (end of the warm-up) and before {total_steps} (end of the run)."
-        )
     rest = total_steps - warmup_steps
     after: optax.Schedule
     if schedule == "multistep":
@@ -85,11 +71,41 @@ def schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps])
 
 
+def check_times(
+    schedule: str, milestones: tuple[float, ...], warmup: float, length: float, *, unit: str = "steps"
+) -> None:
+    """Refuses milestones and a warm-up that do not fit the schedule or the run, in the unit they were typed in.
+
+    Args:
+      schedule: one of `SCHEDULES`.
+      milestones, warmup, length: moments of the run, counted in `unit`.
+      unit: "steps", or "epochs" when a recipe is checked before the number of steps is known.
+
+    Raises:
+      Refused: an unknown schedule; milestones for a schedule without any, not increasing, or outside the run; a warm-up
+        as long as the run, or for a schedule that has its own.
+    """
+    one_of("optimizer.schedule", schedule, SCHEDULES)
+    within(f"warmup_{unit}", warmup, 0, length, open_high=True)
+    if milestones and schedule != "multistep":
+        raise Refused(
+            f"optimizer.milestones is {tuple(milestones)} ({unit}) and optimizer.schedule {schedule!r} has none; "
+            "expected milestones=() or schedule='multistep'."
+        )
+    if warmup and schedule == "onecycle":
+        raise Refused(f"warmup_{unit} is {warmup} and the schedule 'onecycle' warms up by itself; expected 0.")
+    if milestones and any(a >= b for a, b in itertools.pairwise((warmup, *milestones, length))):
+        raise Refused(
+            f"optimizer.milestones is {tuple(milestones)} ({unit}); expected strictly increasing {unit} "
+            f"after {warmup} (end of the warm-up) and before {length} (end of the run)."
+        )
+
+
 def build(
     *,
     name: str = "sgd",
     momentum: float = 0.9,
-    nesterov: bool = False,
+    nesterov: bool | None = None,
     weight_decay: float = 0.0,
     decay_mask: str = "all",
     clip_norm: float = 0.0,
@@ -107,7 +123,8 @@ def build(
     Args:
       name: one of `OPTIMIZERS`.
       momentum: μ (or β₁) in [0, 1).
-      nesterov: sgd only, with momentum > 0.
+      nesterov: True takes SGD's gradient at the place the momentum leads to, and is refused without such a momentum;
+        None is True for sgd with momentum > 0 and False otherwise, so that a change of `name` asks for nothing else.
       weight_decay: λ >= 0.
       decay_mask: "all" decays every parameter, BatchNorm and biases included, as the KD(C) code does;
         "kernels" spares parameters called `bias` or `scale`.
@@ -123,10 +140,13 @@ def build(
     within("optimizer.weight_decay", weight_decay, 0.0)
     within("optimizer.clip_norm", clip_norm, 0.0)
     rate = schedule(**shape)
-    if nesterov and (name != "sgd" or momentum == 0):
+    looks_ahead = name == "sgd" and momentum > 0
+    if nesterov is None:
+        nesterov = looks_ahead
+    elif nesterov and not looks_ahead:
         raise Refused(
             f"optimizer.nesterov is True with {name!r} at momentum {momentum}; "
-            "expected False, or 'sgd' with a momentum."
+            "expected None or False, or 'sgd' with a momentum."
         )
     mask = spares_bias_and_scale if decay_mask == "kernels" else None
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []

@@ -142,17 +142,16 @@ def hyper(**checks: Check) -> Callable[[F], F]:
     """
 
     def declare(function: F) -> F:
-        keywords = {
-            name
-            for name, p in inspect.signature(function).parameters.items()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        known = inspect.signature(function).parameters
+        keywords = {name for name, p in known.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
         if unknown := set(checks) - keywords:
             raise TypeError(f"{function.__name__} has no keyword-only parameter {sorted(unknown)}")
 
         @functools.wraps(function)
         def checked(*args: Any, **given: Any) -> Any:
             for name, value in given.items():
+                if name not in known:
+                    raise Refused(f"{function.__name__} has no option {name!r}; {nearest(name, keywords)}")
                 if name in checks and not isinstance(value, jax.Array):
                     checks[name](f"{function.__name__}.{name}", value)
             return function(*args, **given)

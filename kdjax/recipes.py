@@ -134,6 +134,8 @@ class Recipe:
         within("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0, self.epochs, open_high=True)
         for milestone in self.optimizer.milestones:
             within("optimizer.milestones", milestone, 0, self.epochs, open_low=True, open_high=True)
+        times = self.optimizer.milestones, self.optimizer.warmup_epochs, self.epochs
+        optim.check_times(self.optimizer.schedule, *times, unit="epochs")
         _optimizer(self.optimizer, self.epochs, 1000)
         self.canonical()
         return self
@@ -294,7 +296,8 @@ def _optimizer(o: Optimizer, epochs: int, steps: int) -> tuple[optax.GradientTra
     transformation = optim.build(
         name=o.name,
         momentum=o.momentum,
-        nesterov=o.nesterov,
+        # True is the default and means "where there is a momentum", so that AdamW need not be told False.
+        nesterov=None if o.nesterov else False,
         weight_decay=o.weight_decay,
         decay_mask=o.decay_mask,
         clip_norm=o.clip_norm,

@@ -25,10 +25,12 @@ from kdjax.types import PyTree
 def save_variables(path: Path, variables: PyTree) -> None:
     """Writes nested dicts of arrays as one safetensors file, atomically; names are joined with "/".
 
+    Every array keeps its bits, also the float64 ones of a post-hoc fit.
+
     Raises:
       Refused: if something other than a dict or an array is in it, or a name could be taken for a path outside.
     """
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(variables, exact=False).items()}
     empty = sorted(_empty(variables))
     for name in (*arrays, *empty):
         _refuse_name(path, name)
@@ -38,6 +40,8 @@ def save_variables(path: Path, variables: PyTree) -> None:
 
 def load_variables(path: Path) -> dict[str, Any]:
     """Reads what `save_variables` wrote, or any safetensors file, as nested dicts of arrays on the default device.
+
+    What this JAX does not hold, float64 and int64 unless jax_enable_x64 is set, comes back as NumPy arrays.
 
     Raises:
       Damaged: if the file is torn or its header declares more than it holds; nothing is allocated for it.
@@ -60,15 +64,19 @@ def load_variables(path: Path) -> dict[str, Any]:
             for name in names:  # a zero in a shape makes any other dimension fit the file
                 if any(size >= 2**31 for size in file.get_slice(name).get_shape()):
                     raise Damaged(f"{path} declares the shape {file.get_slice(name).get_shape()} for {name}.")
-            return nested({name: jnp.asarray(file.get_tensor(name)) for name in names}, empty, str(path))
+            return nested({name: _on_device(file.get_tensor(name)) for name in names}, empty, str(path))
     except (SafetensorError, ValueError, TypeError) as error:
         if isinstance(error, Refused):
             raise
         raise Damaged(f"{path} is not readable as safetensors ({error}).") from error
 
 
-def named(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, in the tree's order: field names, keys and positions joined with "/"."""
+def named(tree: PyTree, *, exact: bool = True) -> dict[str, Any]:
+    """Leaves by name, in the tree's order: field names, keys and positions joined with "/".
+
+    Args:
+      exact: refuse what JAX would give back in another dtype, as float64 without jax_enable_x64.
+    """
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
@@ -77,7 +85,7 @@ def named(tree: PyTree) -> dict[str, Any]:
             raise Refused(f"the array named {keys} cannot be stored; names must not be empty or hold a slash.")
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise Refused(f"{name} is {leaf!r}, a {type(leaf).__name__}; expected an array, as jnp.asarray({leaf!r}).")
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) or jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) or (exact and not _held(leaf.dtype)):
             raise Refused(f"{name} has dtype {leaf.dtype}, which would not come back as it is; convert it first.")
         leaves[name] = leaf
     return leaves
@@ -128,6 +136,14 @@ def refuse_misfit(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, t
             f"checkpoint {path} does not fit this run: {'; '.join(parts)}. It was written with another model, "
             "objective, optimizer or number of training examples: use that recipe, or another directory."
         )
+
+
+def _held(dtype: Any) -> bool:
+    return jax.dtypes.canonicalize_dtype(dtype) == dtype
+
+
+def _on_device(array: np.ndarray) -> Any:
+    return jnp.asarray(array) if _held(array.dtype) else array
 
 
 def _empty(tree: PyTree, name: str = "") -> Iterator[str]:

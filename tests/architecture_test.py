@@ -25,7 +25,7 @@ FLOORS = {
     "transforms": 1,
     "theory": 1,
     "objectives": 2,
-    "posthoc": 2,
+    "posthoc": 4,
     "models": 2,
     "teachers": 2,
     "optim": 2,
@@ -46,6 +46,7 @@ FLOORS = {
     "report": 5,
     "cli": 6,
     "__init__": 7,
+    "__main__": 7,
 }
 OUTSIDE = {
     "absl",
@@ -210,3 +211,14 @@ def test_files_read_in_one_sitting():
 def test_import_stays_light(name):
     code = f"import kdjax, kdjax.train, sys; sys.exit({name!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, f"import kdjax pulls in {name}"
+
+
+def test_every_name_of_the_front_door_is_there():
+    import kdjax
+
+    assert set(kdjax.__all__) <= set(dir(kdjax))
+    for package in (kdjax, kdjax.posthoc):
+        for name in package.__all__:
+            assert getattr(package, name) is not None, name
+    code = "import kdjax, kdjax.posthoc, sys; sys.exit(bool({'jax', 'flax', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, "import kdjax is no longer lazy"

@@ -8,6 +8,7 @@ import pytest
 
 from kdjax import models, optim
 from kdjax.errors import Refused
+from kdjax.recipes import Optimizer, Recipe
 
 
 def run(transformation, gradients, params):
@@ -168,8 +169,40 @@ def test_a_schedule_is_traceable():
         ({"gamma": 0.0}, "gamma is 0.0"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov is True"),
         ({"nesterov": True, "name": "adamw"}, "nesterov is True"),
+        ({"schedule": "cosine"}, r"milestones is \(4, 8\) \(steps\) and optimizer.schedule 'cosine' has none"),
     ],
 )
 def test_refusals(options, sentence):
     with pytest.raises(Refused, match=sentence):
         optim.build(**{**STEPPED, **options})
+
+
+def moved(**options):
+    with jax.enable_x64(True):
+        return run(optim.build(**options, **STEPPED), jnp.asarray(GRADIENTS), jnp.asarray(START))
+
+
+def test_nesterov_is_what_fits_the_optimizer_unless_it_is_said():
+    np.testing.assert_array_equal(moved(name="sgd"), moved(name="sgd", nesterov=True))
+    np.testing.assert_array_equal(moved(name="sgd", momentum=0.0), moved(name="sgd", momentum=0.0, nesterov=False))
+    np.testing.assert_array_equal(moved(name="adamw"), moved(name="adamw", nesterov=False))
+    assert (moved(name="sgd") != moved(name="sgd", nesterov=False)).any()
+
+
+@pytest.mark.parametrize("change", [{"name": "adamw"}, {"momentum": 0.0}])
+def test_a_recipe_with_another_optimizer_need_not_mention_nesterov(change):
+    Recipe(model="mlp", optimizer=Optimizer(lr=0.01, **change), epochs=2).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"schedule": "cosine", "milestones": (2.0,)}, r"milestones is \(2.0,\) \(epochs\) and .* 'cosine' has none"),
+        ({"milestones": (3.0, 2.0)}, r"milestones is \(3.0, 2.0\) \(epochs\); expected strictly increasing epochs"),
+        ({"milestones": (1.0,), "warmup_epochs": 2.0}, "after 2.0 .* before 4"),
+        ({"schedule": "onecycle", "warmup_epochs": 2.0}, "warmup_epochs is 2.0 and the schedule 'onecycle'"),
+    ],
+)
+def test_a_recipe_is_refused_in_the_epochs_that_were_typed(options, sentence):
+    with pytest.raises(Refused, match=sentence):
+        Recipe(model="mlp", optimizer=Optimizer(**options), epochs=4).check()

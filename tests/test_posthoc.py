@@ -1,5 +1,11 @@
 """Post-hoc calibrators: the laws that all of them keep, and what each promises on its own."""
 
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 from kdjax import metrics, posthoc
 from kdjax.errors import Refused
 from kdjax.metrics import nll
-from kdjax.posthoc import POSTHOC
+from kdjax.posthoc import POSTHOC, registry
 
 K = 4
 PARITY = {"temperature_grid_kdc", "temperature_grid_mdca", "temperature_grid_torrvision"}
@@ -324,3 +330,148 @@ def test_refitted_is_a_fit_and_a_measurement_on_different_splits():
     before = float(metrics.ece(confidence, correct))
     assert found["ece_refit"] < 0.05 < 0.2 < before
     assert found["nll_refit"] < metrics.nll(sharp[half[1]], labels[half[1]])
+
+
+class TestParameters:
+    """Wrong parameters and options get one sentence, from the JAX form as from the NumPy form."""
+
+    @pytest.mark.parametrize(
+        ("name", "params", "sentence"),
+        [
+            ("temperature", {"t": np.float64(2.0)}, r"are the names t; expected what its fit returned: T \[\]"),
+            ("temperature", 2.0, "are float; expected what its fit returned"),
+            ("temperature", {"T": np.float64(-1.0)}, "T of temperature is -1; expected numbers > 0"),
+            ("temperature", {"T": np.float64("nan")}, "something else than finite numbers"),
+            ("classwise_temperature", {"T": np.ones(3)}, r"T of classwise_temperature has shape \[3\] .* K = 4"),
+            ("vector", {"w": np.ones(4), "b": np.ones(5)}, r"b of vector has shape \[5\]"),
+            ("dirichlet", {"W": np.ones(4), "b": np.ones(4)}, r"W of dirichlet has shape \[4\]"),
+            ("isotonic", {"x": np.ones((4, 2)), "y": np.ones((4, 3)), "floor": np.float64(0.1)}, "y of isotonic"),
+        ],
+    )
+    def test_parameters_of_another_method_or_size(self, name, params, sentence):
+        with pytest.raises(Refused, match=sentence):
+            POSTHOC[name].apply(params, np.zeros((2, K)))
+
+    def test_shapes_are_checked_while_tracing(self):
+        with pytest.raises(Refused, match="shape"):
+            jax.jit(POSTHOC["vector"].apply)({"w": np.ones(3), "b": np.ones(3)}, np.zeros((2, K)))
+
+    def test_an_unknown_option_is_answered_with_the_known_ones(self):
+        with pytest.raises(Refused, match="fit_dirichlet has no option 'lambda_'; .*lam"):
+            POSTHOC["dirichlet"].fit(*sample(2.0, n=50), lambda_=1.0)
+
+
+@pytest.mark.parametrize("name", sorted(POSTHOC))
+def test_the_json_form_keeps_every_bit_and_numpy_agrees_with_jax(name, tmp_path):
+    z, y = sample(2.0, n=300)
+    params = POSTHOC[name].fit(z, y)
+    made = posthoc.fitted(name, params, num_classes=K, classes=("a", "b", "c", "<d>"), about={"examples": 300})
+    made.save(tmp_path / "x.json")
+    loaded = posthoc.load(tmp_path / "x.json")
+    for key, value in params.items():
+        np.testing.assert_array_equal(loaded.params[key], value)
+    assert (loaded.method, loaded.classes, loaded.about) == (name, made.classes, {"examples": 300})
+    fresh, _ = sample(3.0, n=50, seed=1)
+    with jax.enable_x64(True):
+        expected = softmax(np.asarray(POSTHOC[name].apply(params, jnp.asarray(fresh))), axis=1)
+    np.testing.assert_allclose(loaded(fresh), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(loaded(fresh[0]), expected[0], rtol=1e-9, atol=1e-12)
+    shifted = fresh - np.log(np.exp(fresh).sum(1, keepdims=True))
+    np.testing.assert_allclose(loaded.of_probabilities(softmax(fresh, axis=1)), loaded(shifted), rtol=1e-6)
+
+
+def test_load_needs_no_jax(tmp_path):
+    posthoc.fitted("temperature", {"T": np.float64(2.0)}, num_classes=2).save(tmp_path / "x.json")
+    code = (
+        "import sys, kdjax; calibrator = kdjax.posthoc.load(sys.argv[1]); print(calibrator([[2.0, 0.0]])[0, 0]);"
+        "assert not {'jax', 'scipy', 'flax', 'optax'} & set(sys.modules), 'imported'"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], capture_output=True, text=True)
+    assert float(out.stdout) == pytest.approx(1 / (1 + np.exp(-1))), out.stderr
+
+
+GOOD = {
+    "kind": "kdjax calibrator",
+    "format": 1,
+    "method": "temperature",
+    "form": "temperature",
+    "scores": "logits",
+    "version": "",
+    "num_classes": 2,
+    "classes": [],
+    "about": {},
+    "params": {"T": 2.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not a calibrator"),
+        ("[" * 100_000, "is not a calibrator"),
+        ("{}", "JSON but not a calibrator"),
+        (json.dumps(GOOD | {"format": 2}), "of format 2, .* upgrade kdjax"),
+        (json.dumps(GOOD | {"form": "__import__('os')"}), "damaged calibrator"),
+        (json.dumps(GOOD | {"classes": ["a"]}), "damaged calibrator"),
+        (json.dumps(GOOD | {"num_classes": True}), "damaged calibrator"),
+        (json.dumps(GOOD | {"params": {"T": "rm -rf"}}), "parameters are not numbers"),
+        (json.dumps(GOOD | {"params": {"T": [2.0, 1.0]}}), r"x.json: the parameter T .* shape \[2\]"),
+        (json.dumps(GOOD | {"params": {"T": 0.0}}), "expected numbers > 0"),
+        (json.dumps(GOOD | {"params": {"T": 1.0}}).replace("1.0", "NaN"), "is not a calibrator"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, sentence):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(Refused, match=sentence):
+        posthoc.load(tmp_path / "x.json")
+    with pytest.raises(Refused, match="does not exist"):
+        posthoc.load(tmp_path / "absent.json")
+    with pytest.raises(Refused, match="not a calibrator"):
+        posthoc.load(tmp_path)
+
+
+class TestFromOutside:
+    @pytest.fixture(autouse=True)
+    def _clean(self, monkeypatch):
+        monkeypatch.setattr("kdjax.posthoc.registry.POSTHOC", dict(POSTHOC))
+
+    @staticmethod
+    def module(tmp_path, monkeypatch, name, factor):
+        (tmp_path / f"{name}.py").write_text(
+            "import numpy as np\n"
+            f"def fit(logits, labels, *, weight=None): return {{'f': np.float64({factor})}}\n"
+            "def apply(params, logits): return logits * params['f']\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        return importlib.import_module(name)
+
+    def test_is_fitted_saved_and_loaded_by_name(self, tmp_path, monkeypatch):
+        mine = self.module(tmp_path, monkeypatch, "my_scaling", 0.5)
+        made = posthoc.register("my_scaling", mine.fit, mine.apply)
+        assert made.version == hashlib.sha256((tmp_path / "my_scaling.py").read_bytes()).hexdigest()
+        assert posthoc.register("my_scaling", mine.fit, mine.apply) == posthoc.get("my_scaling")
+        z, y = sample(2.0, n=50)
+        posthoc.fitted("my_scaling", made.fit(z, y), num_classes=K).save(tmp_path / "x.json")
+        np.testing.assert_allclose(posthoc.load(tmp_path / "x.json")(z), softmax(z / 2, axis=1), rtol=1e-5)
+        other = self.module(tmp_path, monkeypatch, "other_scaling", 0.25)
+        with pytest.raises(Refused, match="'my_scaling' exists already, with other code"):
+            posthoc.register("my_scaling", other.fit, other.apply)
+        registry.POSTHOC["my_scaling"] = made._replace(stated_version="2")
+        with pytest.raises(Refused, match=r"fitted by version \w{12} of its code, and 2 is registered"):
+            posthoc.load(tmp_path / "x.json")(z)
+        del registry.POSTHOC["my_scaling"]
+        with pytest.raises(Refused, match="import the module that registers it"):
+            posthoc.load(tmp_path / "x.json")(z)
+
+    def test_refusals(self):
+        namespace: dict = {"__name__": "nowhere"}
+        exec("def fit(logits, labels): return {}", namespace)
+        for name, fit, sentence in (
+            ("temperature", lambda z, y: {}, "exists already"),
+            ("my scaling", lambda z, y: {}, "expected a name"),
+            ("mine", 3, "fit of the post-hoc method 'mine' is 3"),
+            ("mine", namespace["fit"], "give version="),
+        ):
+            with pytest.raises(Refused, match=sentence):
+                posthoc.register(name, fit, lambda params, z: z)
+        assert posthoc.register("mine", namespace["fit"], lambda params, z: z, version="1").version == "1"

@@ -7,22 +7,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import minimize
 
-from kdjax.errors import Refused, within
-from kdjax.posthoc.core import Params, Sample, inspect, log_softmax, mean_nll
+from kdjax.errors import Refused
+from kdjax.options import at_least, hyper, integer
+from kdjax.posthoc.core import Params, Sample, inspect, log_softmax, mean_nll, prepared, unless_none
 
 
 def apply_vector(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """w ⊙ z + b."""
-    z = jnp.asarray(logits)
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    return z * jnp.asarray(params["w"], z.dtype) + jnp.asarray(params["b"], z.dtype)
+    z, fitted = prepared("vector", params, logits)
+    return z * fitted["w"] + fitted["b"]
 
 
+@hyper(l2=at_least(0))
 def fit_vector(logits: Any, labels: Any, *, weight: Any = None, l2: float = 0.0) -> Params:
     """argmin over w, b in R^K of Σ ω_i·(−log softmax(w ⊙ z_i + b)[y_i]) + l2·(Σ (w_k − 1)² + Σ b_k²)/K.
 
@@ -46,7 +46,6 @@ def fit_vector(logits: Any, labels: Any, *, weight: Any = None, l2: float = 0.0)
     Source: Guo et al. 2017, who fit by plain gradient descent without a penalty.
     """
     sample = inspect(logits, labels, weight)
-    within("l2", l2, 0.0)
     z, y, omega = sample
     K = z.shape[1]
 
@@ -65,9 +64,8 @@ def fit_vector(logits: Any, labels: Any, *, weight: Any = None, l2: float = 0.0)
 
 def apply_dirichlet(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """W·log softmax(z) + b."""
-    z = jnp.asarray(logits)
-    l = jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)), axis=-1)
-    return l @ jnp.asarray(params["W"], l.dtype).T + jnp.asarray(params["b"], l.dtype)
+    z, fitted = prepared("dirichlet", params, logits)
+    return jax.nn.log_softmax(z, axis=-1) @ fitted["W"].T + fitted["b"]
 
 
 def dirichlet_loss(
@@ -94,6 +92,7 @@ def dirichlet_loss(
     return value, _unpack(grad, K)
 
 
+@hyper(lam=unless_none(at_least(0)), mu=unless_none(at_least(0)))
 def fit_dirichlet(
     logits: Any, labels: Any, *, weight: Any = None, lam: float | None = None, mu: float | None = None
 ) -> Params:
@@ -125,11 +124,12 @@ def fit_dirichlet(
     """
     sample = inspect(logits, labels, weight)
     N, K = sample.logits.shape
-    lam = 5000 * K * (K - 1) / N if lam is None else within("lam", lam, 0.0)
-    mu = K / (2 * N) if mu is None else within("mu", mu, 0.0)
+    lam = 5000 * K * (K - 1) / N if lam is None else lam
+    mu = K / (2 * N) if mu is None else mu
     return _fit_dirichlet(sample, lam, mu)
 
 
+@hyper(folds=integer(2))
 def select_odir(
     logits: Any,
     labels: Any,

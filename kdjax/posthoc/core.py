@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from inspect import getsource
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
 from kdjax.errors import Refused
+from kdjax.losses.numerics import at_least_float32
+from kdjax.options import Check
+from kdjax.posthoc.portable import check_params
 
 Params = Mapping[str, Any]
 
@@ -23,6 +31,8 @@ class PostHoc(NamedTuple):
         NumPy arrays. Runs on the host, in float64 whatever the jax_enable_x64 flag says.
       apply: (params, logits [B, K]) -> logits [B, K]. Pure and jittable.
       formula, source, published, verified: what `docs/methods.md` says of it, as in `kdjax.objectives.Method`.
+      form: its formula without JAX, a key of `kdjax.posthoc.portable.FORMS`; "" for methods from outside.
+      stated_version: the version its author gave, or "".
     """
 
     fit: Callable[..., Params]
@@ -31,6 +41,46 @@ class PostHoc(NamedTuple):
     source: str = "-"
     published: str = "-"
     verified: str = "law"
+    form: str = ""
+    stated_version: str = ""
+
+    @property
+    def version(self) -> str:
+        """What stands for the code: the author's word, or the SHA-256 of the source of the module that defines `fit`.
+
+        Raises:
+          Refused: no source is to be found, as for code typed into a console, and no version was given.
+        """
+        return self.stated_version or _source_hash(self.fit)
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    try:
+        return hashlib.sha256(getsource(module).encode()).hexdigest()  # type: ignore[arg-type]
+    except (OSError, TypeError) as error:
+        raise Refused(
+            f"the source of {getattr(function, '__qualname__', function)} is not to be found, and changed code could "
+            "not be told from the same; give version='1', or put it into a file."
+        ) from error
+
+
+def prepared(form: str, params: Any, logits: Any) -> tuple[Any, dict[str, Any]]:
+    """Logits in float32 at least, and the parameters of a form in the same precision.
+
+    Raises:
+      Refused: as `check_params`, while tracing; NumPy parameters also by their values.
+    """
+    z = at_least_float32(logits)
+    check_params(form, params, z.shape[-1])
+    return z, {name: jnp.asarray(value, z.dtype) for name, value in params.items()}
+
+
+def unless_none(check: Check) -> Check:
+    """A range for an option whose None means "choose"."""
+    return lambda what, value: value if value is None else check(what, value)
 
 
 class Sample(NamedTuple):

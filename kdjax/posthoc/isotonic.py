@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import softmax
 
-from kdjax.errors import within
-from kdjax.posthoc.core import Params, inspect
+from kdjax.options import between, hyper
+from kdjax.posthoc.core import Params, inspect, prepared
 
 
 def apply_isotonic(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
@@ -20,13 +20,13 @@ def apply_isotonic(params: Params, logits: Float[Array, "B K"]) -> Float[Array, 
     A row on which every f_k is 0 becomes uniform, as in scikit-learn. The argmax may move, and ties appear,
     since f_k is flat in places.
     """
-    z = jnp.asarray(logits)
-    p = jax.nn.softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)), axis=-1)
-    x, y = jnp.asarray(params["x"], p.dtype), jnp.asarray(params["y"], p.dtype)
-    q = jax.vmap(jnp.interp, in_axes=(1, 0, 0), out_axes=1)(p, x, y)
-    return jax.nn.log_softmax(jnp.log(jnp.maximum(q, jnp.asarray(params["floor"], p.dtype))), axis=-1)
+    z, fitted = prepared("isotonic", params, logits)
+    p = jax.nn.softmax(z, axis=-1)
+    q = jax.vmap(jnp.interp, in_axes=(1, 0, 0), out_axes=1)(p, fitted["x"], fitted["y"])
+    return jax.nn.log_softmax(jnp.log(jnp.maximum(q, fitted["floor"])), axis=-1)
 
 
+@hyper(floor=between(0.0, 0.1, open_low=True))
 def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float = 1e-6) -> Params:
     """For each class k the non-decreasing f_k that fits 1[y = k] to softmax(z)_k by weighted least squares.
 
@@ -54,7 +54,6 @@ def fit_isotonic(logits: Any, labels: Any, *, weight: Any = None, floor: float =
     from sklearn.isotonic import IsotonicRegression  # here, so that `import kdjax` stays light
 
     sample = inspect(logits, labels, weight)
-    within("floor", floor, 0.0, 0.1, open_low=True)
     p = softmax(sample.logits, axis=1)
     knots = []
     for k in range(p.shape[1]):

@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 from kdjax import metrics
-from kdjax.errors import Refused, one_of
-from kdjax.posthoc.core import Params, Sample, inspect, mean_nll
+from kdjax.options import choice, hyper, integer
+from kdjax.posthoc.core import Params, Sample, inspect, mean_nll, prepared
 
 LOW, HIGH = 1e-2, 1e2
 ROWS = 1 << 16  # rows per pass of the search: bounds its scratch memory, changes no number beyond summation order
@@ -23,10 +23,11 @@ ROWS = 1 << 16  # rows per pass of the search: bounds its scratch memory, change
 
 def apply_temperature(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """z / T. Leaves the argmax as it is, since T > 0."""
-    z = _wide(logits)
-    return z / jnp.asarray(params["T"], z.dtype)
+    z, fitted = prepared("temperature", params, logits)
+    return z / fitted["T"]
 
 
+@hyper()
 def fit_temperature(logits: Any, labels: Any, *, weight: Any = None) -> Params:
     """argmin_T Σ w_i·(−log softmax(z_i/T)[y_i]), T in [0.01, 100].
 
@@ -61,6 +62,7 @@ def fit_temperature(logits: Any, labels: Any, *, weight: Any = None) -> Params:
     return {"T": np.float64(T)}
 
 
+@hyper(batch_size=integer(1))
 def fit_temperature_grid_kdc(logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100) -> Params:
     """First minimum of Σ_batches mean-NLL over T = 0.2, 0.4, … while T <= 3, added up in floating point.
 
@@ -74,6 +76,7 @@ def fit_temperature_grid_kdc(logits: Any, labels: Any, *, weight: Any = None, ba
     return _grid(logits, labels, weight, itertools.takewhile(lambda T: T <= 3, _repeated(0.2, 0.2)), batch_size)
 
 
+@hyper(batch_size=integer(1))
 def fit_temperature_grid_mdca(logits: Any, labels: Any, *, weight: Any = None, batch_size: int = 100) -> Params:
     """As `fit_temperature_grid_kdc`, over T = 0.1, 0.2, … while T <= 10 (100 values). Source: the MDCA code.
 
@@ -83,6 +86,7 @@ def fit_temperature_grid_mdca(logits: Any, labels: Any, *, weight: Any = None, b
     return _grid(logits, labels, weight, itertools.takewhile(lambda T: T <= 10, _repeated(0.1, 0.1)), batch_size)
 
 
+@hyper(criterion=choice("ece", "nll"), bins=integer(1))
 def fit_temperature_grid_torrvision(
     logits: Any, labels: Any, *, weight: Any = None, criterion: str = "ece", bins: int = 15
 ) -> Params:
@@ -99,7 +103,6 @@ def fit_temperature_grid_torrvision(
       {"T": []}.
     """
     sample = inspect(logits, labels, weight)
-    one_of("the criterion of the temperature grid", criterion, ("ece", "nll"))
 
     def score(T: float) -> float:
         z = sample.logits / T
@@ -112,10 +115,11 @@ def fit_temperature_grid_torrvision(
 
 def apply_classwise_temperature(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """z / T[argmax z]. Leaves the argmax as it is; a tie takes the temperature of the lowest index."""
-    z = _wide(logits)
-    return z / jnp.asarray(params["T"], z.dtype)[jnp.argmax(z, axis=-1)][:, None]
+    z, fitted = prepared("classwise_temperature", params, logits)
+    return z / fitted["T"][jnp.argmax(z, axis=-1)][..., None]
 
 
+@hyper(min_examples=integer(1))
 def fit_classwise_temperature(logits: Any, labels: Any, *, weight: Any = None, min_examples: int = 20) -> Params:
     """One temperature per *predicted* class, T[ŷ], each fitted on the rows predicted so.
 
@@ -130,23 +134,15 @@ def fit_classwise_temperature(logits: Any, labels: Any, *, weight: Any = None, m
     without its bias.
     """
     sample = inspect(logits, labels, weight)
-    if min_examples < 1:
-        raise Refused(f"min_examples is {min_examples}; expected at least 1.")
     everywhere = _optimum(sample)
     predicted = sample.logits.argmax(axis=1)
     T = np.full(sample.logits.shape[1], everywhere)
     for k in range(len(T)):
         rows = predicted == k
         if rows.sum() >= min_examples:
-            own = _optimum(Sample(*(part[rows] for part in sample)))
-            T[k] = own if LOW < own < HIGH else everywhere
+            of_class = _optimum(Sample(*(part[rows] for part in sample)))
+            T[k] = of_class if LOW < of_class < HIGH else everywhere
     return {"T": T}
-
-
-def _wide(logits: Any) -> Array:
-    """float32 at least."""
-    z = jnp.asarray(logits)
-    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
 def _optimum(sample: Sample) -> float:
@@ -179,8 +175,6 @@ def _repeated(start: float, step: float) -> Iterator[float]:
 def _grid(logits: Any, labels: Any, weight: Any, grid: Iterable[float], batch_size: int) -> Params:
     """First minimum of the sum over batches of the batch-mean NLL."""
     z, y, w = inspect(logits, labels, weight)
-    if batch_size < 1:
-        raise Refused(f"batch_size is {batch_size}; expected at least 1.")
     batches = [slice(i, i + batch_size) for i in range(0, len(y), batch_size)]
 
     def score(T: float) -> float:

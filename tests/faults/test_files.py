@@ -78,6 +78,16 @@ def test_variables_round_trip(tmp_path):
         load_variables(tmp_path / "absent")
 
 
+def test_float64_keeps_its_bits(tmp_path):
+    """What a post-hoc fit returns; JAX without x64 would round it."""
+    fitted = {"T": np.float64(1.0) / 3, "w": np.linspace(0, 1, 4) / 7, "count": np.array([2**40])}
+    save_variables(tmp_path / "x.safetensors", fitted)
+    loaded = load_variables(tmp_path / "x.safetensors")
+    for name, array in fitted.items():
+        assert loaded[name].dtype == np.asarray(array).dtype
+        np.testing.assert_array_equal(loaded[name], array)
+
+
 def craft(path: Path, header: dict[str, Any], data: bytes = b"") -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
