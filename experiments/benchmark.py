@@ -5,6 +5,7 @@
     python -m experiments.benchmark step --quick               # a smoke test of the benchmark itself
     python -m experiments.benchmark step --batch 512 --precision bfloat16 --steps_per_call 8        # on a GPU
     python -m experiments.benchmark metrics --repeats 5 --threads 2
+    python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
 per (stage, split), and the import. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the calibration errors.
@@ -22,12 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from rich.console import Console
-from rich.table import Table
 
+from experiments.benchmark_tables import (
+    MEMORY_MB,
+    Rows,
+    show,
+    show_dispatch,
+    show_distillation,
+    show_imports,
+    show_traces,
+    verdict,
+)
 from kdjax import files
 from kdjax.errors import Refused, one_of, within
 
+_PLAN = flags.DEFINE_bool("plan", False, "Print what would be measured, and where it would be written; run nothing.")
 _JSON = flags.DEFINE_string("json", None, "Where the numbers are written; default $OUT/benchmark.json if OUT is set.")
 _QUICK = flags.DEFINE_bool("quick", False, "Tiny networks and few repeats: does the benchmark run at all?")
 _THREADS = flags.DEFINE_integer("threads", 0, "Processors to use; 0 means all that this process may use.")
@@ -40,10 +50,7 @@ _STUDENT = flags.DEFINE_string("student", None, "The student's network; default 
 _TORCH = flags.DEFINE_bool("torch", True, "Compare with PyTorch where it is installed.")
 _CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:cpu", "The run whose memory is measured.")
 
-DISPATCH_US, MEMORY_MB = 1500, 2000
 EXIT_REFUSED = 2
-
-Rows = list[tuple[str, ...]]
 
 
 def cores() -> int:
@@ -64,25 +71,6 @@ def hardware() -> dict[str, Any]:
         f"jax {found['versions']['jax']}, Python {found['python']}"
     )
     return {"text": text, "cpu": name, "backend": backend, **found}
-
-
-def show(title: str, columns: Sequence[str], rows: Rows, note: str = "") -> None:
-    """A table on the terminal, numbers to the right; in a pipe it is 140 wide."""
-    table = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def between(s: Any, digits: int = 0) -> str:
-    """median (min … max)."""
-    return f"{s.median:,.{digits}f} ({s.min:,.{digits}f} … {s.max:,.{digits}f})"
-
-
-def verdict(held: bool, text: str) -> str:
-    return f"[green]{text} ✓" if held else f"[red]{text} ✗"
 
 
 def settings() -> Any:
@@ -118,82 +106,6 @@ def step_section() -> dict[str, Any]:
     out["distillation"] = benchmark_step.distillation_step(chosen)
     show_distillation(out["distillation"])
     return out
-
-
-def show_imports(rows: list[dict[str, Any]]) -> None:
-    show(
-        "import in a fresh process",
-        ("module", "seconds", "n", "heavy packages", "target"),
-        [
-            (
-                row["module"],
-                between(row["seconds"], 2),
-                str(row["seconds"].n),
-                ", ".join(row["heavy"]) or "none",
-                verdict(not row["heavy"], "none"),
-            )
-            for row in rows
-        ],
-    )
-
-
-def show_dispatch(rows: list[dict[str, Any]]) -> None:
-    show(
-        "one call with nothing to compute, microseconds: median (min … max)",
-        ("call", "model leaves", "state leaves", "until it returns", "until it is done", "n", "target"),
-        [
-            (
-                row["what"],
-                str(row["model_leaves"]),
-                str(row["state_leaves"]),
-                between(row["returns_us"]),
-                between(row["done_us"]),
-                str(row["done_us"].n),
-                verdict(row["done_us"].median < DISPATCH_US, f"< {DISPATCH_US}") if row["ours"] else "",
-            )
-            for row in rows
-        ],
-    )
-
-
-def show_traces(rows: list[dict[str, Any]]) -> None:
-    show(
-        "compiles in a stage of two epochs",
-        ("stage", "split", "program", "compiles", "target"),
-        [
-            (row["stage"], row["split"], row["program"], str(row["traces"]), verdict(row["traces"] == 1, "1"))
-            for row in rows
-        ],
-    )
-
-
-def show_distillation(found: dict[str, Any]) -> None:
-    rows: Rows = []
-    for name, one in found["contestants"].items():
-        ratio = one["ours_over_this"]
-        rows.append(
-            (
-                name,
-                between(one["images_per_s"], 1),
-                between(ratio, 2) if one["is_peer"] else "",
-                f"{one['gflop_per_s']:.1f}",
-                f"{one['share_of_matmul']:.0%}",
-                f"{one['first_call_s']:.1f}",
-                str(ratio.n),
-                verdict(one["p_slower"] >= 0.05, f"no slower, p = {one['p_slower']:.2f}") if one["must_match"] else "",
-            )
-        )
-    absent = "".join(f"\n{name}: {why}." for name, why in found["absent"].items())
-    rate = found["matmul_gflop_per_s"]
-    show(
-        f"distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}, "
-        f"{found['steps_per_call']} step(s) a call",
-        ("contestant", "images/s", "kdjax ÷ this", "GFLOP/s", "of matmul", "first call s", "n", "target"),
-        rows,
-        f"{found['gflop_per_image']:.3f} GFLOP an image, counted from shapes; {found['matmul']}² matmul: "
-        f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, "
-        f"median (min … max); p: sign test over rounds that kdjax is as fast, missed below 0.05.{absent}",
-    )
 
 
 def memory_section() -> dict[str, Any]:
@@ -242,6 +154,22 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, Any]:
+    """Prints what the sections would measure; returns nothing measured."""
+    what = {
+        "metrics": "seconds and memory of the calibration errors",
+        "memory": f"peak memory of {_CONFIG.value}, from an empty cache and from a full one, where its data set is",
+        "step": (
+            f"imports, dispatch, compiles, and the distillation step {chosen.teacher} → {chosen.student}, batch "
+            f"{chosen.batch}, {chosen.precision}, {_REPEATS.value or chosen.rounds} rounds"
+        ),
+    }
+    for name in sections:
+        print(f"{name}: {what[name]}")
+    print(f"{len(sections)} sections; written to {path or 'no file (name one by --json)'}")
+    return {}
+
+
 def run(argv: Sequence[str]) -> dict[str, Any]:
     """The sections named on the command line; returns what is written.
 
@@ -251,16 +179,19 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if len(argv) > 2:
         raise Refused(f"{argv[2]!r} is one word too many; expected one of {', '.join(SECTIONS)} or all.")
     chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, "all"])
-    settings()
+    sections = [chosen] if chosen != "all" else [*SECTIONS]
+    step_settings = settings()
     if within("--threads", _THREADS.value, 0) and hasattr(os, "sched_setaffinity"):
         # Before JAX starts its threads, and inherited by every child.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
     folder = os.environ.get("OUT")
     path = Path(_JSON.value) if _JSON.value else Path(folder) / "benchmark.json" if folder else None
+    if _PLAN.value:
+        return plan(sections, step_settings, path)
     # What was typed, without where the numbers were to go.
     typed = " ".join(a for a in sys.argv[1:] if "json" not in a)
     out: dict[str, Any] = {"command": f"python -m experiments.benchmark {typed}".strip()}
-    for name in [chosen] if chosen != "all" else SECTIONS:
+    for name in sections:
         out[name] = plain(SECTIONS[name]())
     out["hardware"] = hardware()
     print(out["hardware"]["text"])

@@ -13,6 +13,7 @@ from kdjax import metrics, posthoc, report
 from kdjax.stages import Stage
 
 ALONE = "experiments.calibrate trains the teacher alone; leave it out, or type python -m experiments.distill"
+IGNORED = {**common.ONLY, "recipe.student": ALONE}
 
 
 def run(given: Command) -> None:
@@ -36,4 +37,4 @@ def run(given: Command) -> None:
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py", ignored={**common.ONLY, "recipe.student": ALONE})
+    common.main(run, "configs/digits.py", ignored=IGNORED)

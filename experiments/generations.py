@@ -16,6 +16,8 @@ from experiments.command import Command
 from kdjax import metrics
 from kdjax.stages import Stage, generations
 
+IGNORED = {"recipe.temperatures": common.ONLY["recipe.temperatures"]}
+
 
 def run(given: Command) -> None:
     config = given.config
@@ -47,5 +49,4 @@ def run(given: Command) -> None:
 
 
 if __name__ == "__main__":
-    only = {"recipe.temperatures": common.ONLY["recipe.temperatures"]}
-    common.main(run, "configs/digits.py", ignored=only)
+    common.main(run, "configs/digits.py", ignored=IGNORED)

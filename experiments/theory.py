@@ -1,6 +1,7 @@
 """The seven checks of KD(C)'s Theorems 1 and 2: a table, a figure and a JSON file, all computed on the spot.
 
     python -m experiments.theory --workdir runs/theory
+    python -m experiments.theory --plan     # only says what would be checked
 
 It takes seconds, needs no data, and ends with exit code 0 if every check holds, else 1.
 """
@@ -167,14 +168,27 @@ def run(workdir: Path) -> bool:
     return held == len(checks)
 
 
+def planned(workdir: Path) -> list[str]:
+    """What a run would compute and write, a line each."""
+    lines = [f"{check.__name__}: {(check.__doc__ or '').strip().splitlines()[0]}" for check in theory.CHECKS]
+    return [
+        *lines,
+        f"{len(lines)} checks, seconds in all; writes {workdir / 'theory.json'} and {workdir / 'theory.png'}",
+    ]
+
+
 def main() -> None:
     """The command."""
     workdir = flags.DEFINE_string("workdir", "runs/theory", "Where theory.json and theory.png are written.")
+    plan = flags.DEFINE_bool("plan", False, "Print what would be checked and written; compute nothing.")
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            print(f"{argv[1]!r} is no flag; the only option is --workdir.", file=sys.stderr)
+            print(f"{argv[1]!r} is no flag; the options are --workdir and --plan.", file=sys.stderr)
             sys.exit(EXIT_REFUSED)
+        if plan.value:
+            print("\n".join(planned(Path(workdir.value))))
+            sys.exit(0)
         try:
             sys.exit(0 if run(Path(workdir.value)) else 1)
         except Refused as error:

@@ -1,6 +1,6 @@
 """Teachers as data: a pure function and its variables (floor 2).
 
-    teacher = calibrated(frozen(model, variables), posthoc.temperature.apply, params)
+    teacher = calibrated(frozen(model, variables), posthoc.POSTHOC["temperature"].apply, params)
     output = teacher.apply(teacher.variables, batch)
 
 The step passes `teacher.variables` as an argument, so that no weight becomes a constant of the compiled program; every

@@ -35,9 +35,6 @@ def refused(*flags: str, cwd=ROOT) -> str:
     return lines[-1]
 
 
-STUDENT = {**common.ONLY, "recipe.student": calibrate.ALONE}
-
-
 @pytest.mark.parametrize(
     ("module", "flag", "sentence"),
     [
@@ -70,7 +67,7 @@ STUDENT = {**common.ONLY, "recipe.student": calibrate.ALONE}
     ],
 )
 def test_flags_are_refused_in_a_sentence(tmp_path, capsys, module, flag, sentence):
-    ignored = {calibrate: STUDENT, quickstart: quickstart.IGNORED, distill: common.ONLY}[module]
+    ignored = getattr(module, "IGNORED", common.ONLY)
     words = ["x", "--plan", f"--workdir={tmp_path}", flag]
     assert common.call(module.run, words, "configs/digits.py", ignored=ignored) == 2
     errors = capsys.readouterr().err.strip().splitlines()

@@ -1,0 +1,110 @@
+"""What the benchmark prints: a table a section, each number beside its target."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+DISPATCH_US, MEMORY_MB = 1500, 2000
+"""Targets: microseconds of one call with nothing to compute, and peak resident memory of a CIFAR-100 run."""
+
+Rows = list[tuple[str, ...]]
+
+
+def show(title: str, columns: Sequence[str], rows: Rows, note: str = "") -> None:
+    """A table on the terminal, numbers to the right; in a pipe it is 140 wide."""
+    table = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def between(s: Any, digits: int = 0) -> str:
+    """median (min … max)."""
+    return f"{s.median:,.{digits}f} ({s.min:,.{digits}f} … {s.max:,.{digits}f})"
+
+
+def verdict(held: bool, text: str) -> str:
+    return f"[green]{text} ✓" if held else f"[red]{text} ✗"
+
+
+def show_imports(rows: list[dict[str, Any]]) -> None:
+    show(
+        "import in a fresh process",
+        ("module", "seconds", "n", "heavy packages", "target"),
+        [
+            (
+                row["module"],
+                between(row["seconds"], 2),
+                str(row["seconds"].n),
+                ", ".join(row["heavy"]) or "none",
+                verdict(not row["heavy"], "none"),
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_dispatch(rows: list[dict[str, Any]]) -> None:
+    show(
+        "one call with nothing to compute, microseconds: median (min … max)",
+        ("call", "model leaves", "state leaves", "until it returns", "until it is done", "n", "target"),
+        [
+            (
+                row["what"],
+                str(row["model_leaves"]),
+                str(row["state_leaves"]),
+                between(row["returns_us"]),
+                between(row["done_us"]),
+                str(row["done_us"].n),
+                verdict(row["done_us"].median < DISPATCH_US, f"< {DISPATCH_US}") if row["ours"] else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def show_traces(rows: list[dict[str, Any]]) -> None:
+    show(
+        "compiles in a stage of two epochs",
+        ("stage", "split", "program", "compiles", "target"),
+        [
+            (row["stage"], row["split"], row["program"], str(row["traces"]), verdict(row["traces"] == 1, "1"))
+            for row in rows
+        ],
+    )
+
+
+def show_distillation(found: dict[str, Any]) -> None:
+    rows: Rows = []
+    for name, one in found["contestants"].items():
+        ratio = one["ours_over_this"]
+        rows.append(
+            (
+                name,
+                between(one["images_per_s"], 1),
+                between(ratio, 2) if one["is_peer"] else "",
+                f"{one['gflop_per_s']:.1f}",
+                f"{one['share_of_matmul']:.0%}",
+                f"{one['first_call_s']:.1f}",
+                str(ratio.n),
+                verdict(one["p_slower"] >= 0.05, f"no slower, p = {one['p_slower']:.2f}") if one["must_match"] else "",
+            )
+        )
+    absent = "".join(f"\n{name}: {why}." for name, why in found["absent"].items())
+    rate = found["matmul_gflop_per_s"]
+    show(
+        f"distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}, "
+        f"{found['steps_per_call']} step(s) a call",
+        ("contestant", "images/s", "kdjax ÷ this", "GFLOP/s", "of matmul", "first call s", "n", "target"),
+        rows,
+        f"{found['gflop_per_image']:.3f} GFLOP an image, counted from shapes; {found['matmul']}² matmul: "
+        f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, "
+        f"median (min … max); p: sign test over rounds that kdjax is as fast, missed below 0.05.{absent}",
+    )
