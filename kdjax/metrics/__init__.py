@@ -1,4 +1,4 @@
-"""Is the confidence right, does it rank, is the student faithful, do the sets cover? (floor 1)
+"""Is the confidence right, does it rank, is the student faithful, do the sets cover?
 
 Top-label measures take (confidence, correct), see `top_label`; class-wise ones and the Brier score (probs, labels);
 NLL, top-k and `evaluate` take (logits, labels). Everything is a fraction. `Bins` is the form that streams.
@@ -12,14 +12,17 @@ from kdjax.metrics.fidelity import agreement, js_to_teacher, kl_to_teacher, teac
 from kdjax.metrics.intervals import Interval, Paired, Spread, bootstrap, over_seeds, paired
 from kdjax.metrics.ranking import aupr, aurc, auroc, eaurc, energy, fpr_at_tpr, max_logit, msp, ood, risk_coverage
 from kdjax.metrics.report import evaluate, reliability
+from kdjax.metrics.resampling import ClassTable, Resampled, differences, intervals, resampled
 from kdjax.metrics.scores import BrierParts, brier, brier_decomposition, entropy, nll, top_k
 from kdjax.metrics.smooth import kde_ce, kde_ece, likeliest_bandwidth, smece
 
 __all__ = [
     "Bins",
     "BrierParts",
+    "ClassTable",
     "Interval",
     "Paired",
+    "Resampled",
     "Spread",
     "ace",
     "ace_classwise",
@@ -36,6 +39,7 @@ __all__ = [
     "brier_decomposition",
     "conformal",
     "debiased_l2",
+    "differences",
     "eaurc",
     "ece",
     "ece_over",
@@ -45,6 +49,7 @@ __all__ = [
     "evaluate",
     "fpr_at_tpr",
     "interpolated_edges",
+    "intervals",
     "js_to_teacher",
     "kde_ce",
     "kde_ece",
@@ -59,6 +64,7 @@ __all__ = [
     "over_seeds",
     "paired",
     "reliability",
+    "resampled",
     "risk_coverage",
     "rms",
     "rounded_edges",

@@ -44,20 +44,30 @@ def smece(confidence: Float[ArrayLike, "N"], correct: Bool[ArrayLike, "N"], *, s
     confidence, correct = _check.confidences(confidence, correct)
     if sigma is not None:
         positive("sigma", sigma)
-    where = np.clip(confidence * CELLS - 0.5, 0, CELLS - 1)
-    cell = np.minimum(where.astype(np.int64), CELLS - 2)
-    share = where - cell
+    cell, share = shared(confidence, CELLS)
     residual = (correct - confidence) / confidence.size
     density = np.bincount(cell, residual * (1 - share), CELLS) + np.bincount(cell + 1, residual * share, CELLS)
+    return fixed_point(density, sigma)
+
+
+def shared(confidence: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lower of the two nearest cells, share of the upper one), [N] each."""
+    where = np.clip(confidence * cells - 0.5, 0, cells - 1)
+    cell = np.minimum(where.astype(np.int64), cells - 2)
+    return cell, where - cell
+
+
+def fixed_point(density: np.ndarray, sigma: float | None = None) -> float:
+    """Smooth ECE of residuals shared out over equal cells of [0, 1]; see `smece`."""
     waves = dct(density, type=2, norm="ortho")
-    squared = (np.pi * np.arange(CELLS)) ** 2
+    squared = (np.pi * np.arange(density.size)) ** 2
 
     def smoothed(width: float) -> float:
         return float(np.abs(idct(waves * np.exp(-0.5 * width**2 * squared), type=2, norm="ortho")).sum())
 
     if sigma is not None:
         return smoothed(float(sigma))
-    narrow = 1.0 / CELLS
+    narrow = 1.0 / density.size
     if smoothed(narrow) <= narrow:
         # Below the width of a cell smoothing changes nothing any more.
         return smoothed(narrow)
