@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from configs.base import choose, choose_data, roles
 from kdjax.errors import Refused, nearest
+from kdjax.launch import PATIENCE
 from kdjax.train import Run
 
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
@@ -40,6 +41,7 @@ class Command:
       config: locked, with every name and field applied.
       plan: only print what would run.
       distributed: how to join several processes, or None.
+      distributed_timeout: seconds to wait for a process that has not come or is not heard from.
       fields: the dotted fields that flags or names set, each with the word that set it.
       text: the command without where it writes to and who else takes part.
     """
@@ -47,6 +49,7 @@ class Command:
     config: ConfigDict
     plan: bool = False
     distributed: str | None = None
+    distributed_timeout: float = PATIENCE
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: str = ""
 
@@ -65,6 +68,13 @@ def defined() -> flags.FlagValues:
         None,
         "Join several processes: auto (Slurm, Open MPI, Kubernetes, TPU), or HOST:PORT,COUNT,INDEX.",
         values,
+    )
+    flags.DEFINE_float(
+        "distributed_timeout",
+        PATIENCE,
+        "Seconds to wait for a process that has not come or is not heard from.",
+        lower_bound=1.0,
+        flag_values=values,
     )
     return values
 
@@ -113,8 +123,9 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         config=final,
         plan=bool(values["plan"].value),
         distributed=values["distributed"].value,
+        distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         fields={**named, **typed},
-        text=" ".join([program(), *_without(argv[1:], "workdir", "distributed")]),
+        text=" ".join([program(), *_without(argv[1:], "workdir", "distributed", "distributed_timeout")]),
     )
 
 

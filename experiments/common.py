@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -19,7 +17,7 @@ from rich.table import Table
 
 from experiments import command
 from experiments.command import Command
-from kdjax import checkpoints, console, metrics, objectives, provenance, report, stages, step, train
+from kdjax import checkpoints, console, launch, meeting, metrics, objectives, provenance, report, stages, step, train
 from kdjax.errors import Refused
 from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
@@ -73,7 +71,7 @@ def call(
             return 0
         given = command.read(argv, default=default, workdir=workdir, ignored=ignored)
         if given.distributed:
-            join(given.distributed)
+            launch.join(given.distributed, patience=given.distributed_timeout)
         distinct("config.seeds", given.config.seeds, int)
         run(given)
         return 0
@@ -81,7 +79,7 @@ def call(
         return _stop(f"refused: {error}", train.EXIT_REFUSED)
     except Diverged as error:
         return _stop(f"stopped: {error}", train.EXIT_INTERNAL)
-    except train.Interrupted as error:
+    except (train.Interrupted, meeting.Lost) as error:
         return _stop(f"stopped: {error}", train.EXIT_INTERRUPTED)
     except OSError as error:
         return _stop(f"stopped: {error}", train.EXIT_IO)
@@ -103,28 +101,6 @@ def distinct(what: str, values: Sequence[Any], kind: type) -> None:
     wrong = [x for x in values if isinstance(x, bool) or not isinstance(x, kind | int)]
     if not values or wrong or len({*values}) < len(values):
         raise Refused(f"{what} is {tuple(values)}; expected one or more different {kind.__name__}s, like ({kind(1)},).")
-
-
-def join(how: str) -> None:
-    """Makes this process one of several, before JAX looks for devices.
-
-    Raises:
-      Refused: `how` is neither "auto" nor HOST:PORT,COUNT,INDEX, or there is no cluster to be found.
-    """
-    if how == "auto":
-        try:
-            return jax.distributed.initialize()
-        except ValueError as error:
-            raise Refused(
-                "--distributed=auto found no cluster here; say --distributed=HOST:PORT,COUNT,INDEX."
-            ) from error
-    match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", how)
-    if match is None or int(match[3]) >= int(match[2]):
-        raise Refused(
-            f"--distributed is {how!r}; expected auto, or the coordinator's HOST:PORT, the number of processes and "
-            "this one's index from 0, such as --distributed=host0:9999,2,0."
-        )
-    jax.distributed.initialize(match[1], num_processes=int(match[2]), process_id=int(match[3]))
 
 
 def recipe(config: ConfigDict, who: str, seed: int, **changes: Any) -> Recipe:

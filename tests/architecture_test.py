@@ -38,6 +38,8 @@ FLOORS = {
     "trainer": 4,
     "stages": 5,
     "claim": 5,
+    "launch": 5,
+    "meeting": 5,
     "console": 5,
     "files": 4,
     "locks": 4,
