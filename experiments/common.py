@@ -14,11 +14,12 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import command
 from experiments.command import Command
 from kdjax import checkpoints, console, launch, meeting, metrics, objectives, provenance, report, stages, step, train
-from kdjax.errors import Refused
+from kdjax.errors import Refused, literal
 from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
 from kdjax.stages import Stage
@@ -43,6 +44,7 @@ def main(
       workdir: where stages and report go where nothing else is typed.
       ignored: fields that the experiment does not look at, see `experiments.command.read`.
     """
+    console.steady()
     code = call(run, sys.argv, default, workdir=workdir, ignored=ignored)
     # Compiled work may still be queued on the device; nothing of it is needed.
     sys.stdout.flush()
@@ -92,7 +94,7 @@ def call(
 
 
 def _stop(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr, flush=True)
+    print(literal(sentence), file=sys.stderr, flush=True)
     return code
 
 
@@ -161,11 +163,17 @@ def show_plan(planned: Sequence[stages.Planned]) -> None:
         teacher = row.stage.teacher.id if row.stage.teacher is not None else "-"
         size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
         table.add_row(
-            row.stage.name, row.stage.id, teacher, row.status, str(row.steps), f"{row.flops / 1e12:.3f}", size
+            Text(literal(row.stage.name)),
+            row.stage.id,
+            teacher,
+            row.status,
+            str(row.steps),
+            f"{row.flops / 1e12:.3f}",
+            size,
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     for line in dict.fromkeys(line for row in planned for line in computed(row.stage)):
-        print(line)
+        print(literal(line))
     todo = [row for row in planned if row.status != "done"]
     print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
 
@@ -214,8 +222,8 @@ def publish(given: Command, name: str, rows: Sequence[report.Row], **extra: Any)
     folder = Path(given.config.run.workdir)
     table = report.table(rows)
     Console(width=None if sys.stdout.isatty() else 140).print(table.rich())
-    (folder / f"{name}.md").write_text(table.markdown())
-    (folder / f"{name}.csv").write_text(table.csv())
+    checkpoints.write_text(folder / f"{name}.md", table.markdown())
+    checkpoints.write_text(folder / f"{name}.csv", table.csv())
     stored = {
         "command": given.text,
         "environment": provenance.environment(),

@@ -1,13 +1,75 @@
-"""Live progress: stage k of n, epoch, loss, time left; plain lines when nobody watches a terminal (floor 5)."""
+"""Live progress: stage k of n, epoch, loss, time left; plain lines when nobody watches a terminal.
+
+Names come from people and from files. They are shown literally: what would move a cursor, change a color or reverse the
+writing appears as an escape, and nothing in a name is markup.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import os
 import sys
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdjax.errors import literal
+
+_ASCII = {"±": "+-", "→": "->", "↑": "^", "↓": "v", "·": "*", "−": "-", "–": "-", "µ": "u", "…": "..."}
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What a locale without the character prints: its usual spelling in ASCII, or its escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or c.encode("unicode_escape").decode() for c in letters), error.end
+
+
+codecs.register_error("kdjax", _spelled)
+
+
+class _Steady:
+    """A text stream that loses its reader without an error, as in `command | head -1`: the rest is written nowhere."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._nowhere()
+
+    def _nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def steady() -> None:
+    """Makes stdout and stderr print every character in every locale, and outlive whoever reads them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or isinstance(stream, _Steady):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="kdjax")
+        setattr(sys, name, _Steady(stream))
 
 
 class Reporter(Protocol):
@@ -35,7 +97,7 @@ class Plain:
         self._name, self._epochs, self._started, self._said = "", 1, 0.0, 0.0
 
     def stage(self, name: str, position: int, total: int, epochs: int, note: str = "") -> None:
-        self._name, self._epochs = f"[{position}/{total}] {name}", epochs
+        self._name, self._epochs = literal(f"[{position}/{total}] {name}"), epochs
         self._started = self._said = time.monotonic()
         print(f"{self._name}: {note or f'{epochs} epochs'}", flush=True)
 
@@ -48,7 +110,7 @@ class Plain:
         print(f"{self._name}: epoch {epoch}/{self._epochs} loss {loss:.4f} {text} eta {left:.0f}s", flush=True)
 
     def message(self, text: str) -> None:
-        print(text, flush=True)
+        print(literal(text), flush=True)
 
     def close(self) -> None: ...
 
@@ -58,10 +120,10 @@ class Live:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -73,9 +135,9 @@ class Live:
     def stage(self, name: str, position: int, total: int, epochs: int, note: str = "") -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)  # type: ignore[arg-type]
-        head = f"[bold]{position}/{total}[/bold] {name}"
+        head = literal(f"{position}/{total} {name}")
         if note:
-            self._progress.console.print(f"{head}: {note}")
+            self._print(f"{head}: {note}")
             self._task = None
             return
         self._head, self._epochs = head, epochs
@@ -85,10 +147,13 @@ class Live:
         if self._task is not None:
             self._progress.update(self._task, completed=epoch, text=f"loss {loss:.4f} {text}")  # type: ignore[arg-type]
             if epoch == self._epochs:
-                self._progress.console.print(f"{self._head}: loss {loss:.4f} {text}")
+                self._print(f"{self._head}: loss {loss:.4f} {text}")
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._print(literal(text))
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, emoji=False)
 
     def close(self) -> None:
         self._progress.stop()

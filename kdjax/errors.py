@@ -68,3 +68,11 @@ def within(
 def positive(what: str, value: Any) -> Any:
     """Returns `value` if it is a number > 0 (or a tracer)."""
     return within(what, value, 0.0, open_low=True)
+
+
+def literal(text: str) -> str:
+    """The text with control characters, lone surrogates and invisible format characters as Python's escapes.
+
+    For names that come from people and from files, wherever they are shown.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdjax.errors import Refused
+from kdjax.errors import Refused, literal
 from kdjax.files import write_text
 from kdjax.report.tables import Table
 
@@ -34,7 +34,7 @@ def page(
       Refused: if a figure is missing or is not a PNG.
     """
     paragraphs = [summary] if isinstance(summary, str) else list(summary)
-    text = html.escape
+    text = _escaped
     body = [f"<h1>{text(title)}</h1>"]
     body += [f"<p{' class=lead' * (i == 0)}>{text(part)}</p>" for i, part in enumerate(paragraphs)]
     body += [_table_html(caption, one) for caption, one in tables]
@@ -45,8 +45,12 @@ def page(
     write_text(Path(path), _PAGE.format(title=text(title), style=_STYLE, body="\n".join(body)))
 
 
+def _escaped(text: str) -> str:
+    return html.escape(literal(text))
+
+
 def _table_html(caption: str, one: Table) -> str:
-    text = html.escape
+    text = _escaped
     head = "".join(f'<th scope="col">{text(cell) or "model"}</th>' for cell in one.heads())
     rows = "".join(
         f'<tr><th scope="row">{text(name)}</th>{"".join(map(_cell_html, cells))}</tr>\n' for name, *cells in one.cells()
@@ -73,9 +77,9 @@ def _figure_html(caption: str, path: Path) -> str:
         raise Refused(f"figure {path} is missing or is not a PNG; expected what reliability_diagram wrote.") from error
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return (
-        f'<figure><h2>{html.escape(caption)}</h2><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{html.escape(caption)}"><img src="{source}" width="{width}" height="{height}" '
-        f'alt="{html.escape(words)}"></div></figure>'
+        f'<figure><h2>{_escaped(caption)}</h2><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{_escaped(caption)}"><img src="{source}" width="{width}" height="{height}" '
+        f'alt="{_escaped(words)}"></div></figure>'
     )
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from kdjax.errors import Refused, one_of
+from kdjax.errors import Refused, literal, one_of
 from kdjax.metrics import Spread, over_seeds
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Table(NamedTuple):
 
     def cells(self) -> list[list[str]]:
         """What every printed form says: name, "mean ± sd" a column (the mean alone for one seed), n."""
-        return [[name, *map(_cell, self.columns, spreads), str(spreads[0].n)] for name, spreads in self.rows]
+        return [[literal(name), *map(_cell, self.columns, spreads), str(spreads[0].n)] for name, spreads in self.rows]
 
     def heads(self) -> list[str]:
         return ["", *(f"{c.head} {c.better}".strip() for c in map(COLUMNS.__getitem__, self.columns)), "n"]
