@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import command
+from experiments import command, stored
 from experiments.command import Command
 from kdjax import checkpoints, console, launch, meeting, metrics, objectives, provenance, report, stages, step, train
 from kdjax.errors import Refused, literal
@@ -224,14 +224,14 @@ def publish(given: Command, name: str, rows: Sequence[report.Row], **extra: Any)
     Console(width=None if sys.stdout.isatty() else 140).print(table.rich())
     checkpoints.write_text(folder / f"{name}.md", table.markdown())
     checkpoints.write_text(folder / f"{name}.csv", table.csv())
-    stored = {
+    content = {
         "command": given.text,
         "environment": provenance.environment(),
         "seeds": list(given.config.seeds),
         "rows": [row._asdict() for row in rows],
         **extra,
     }
-    checkpoints.write_json(folder / f"{name}.json", stored)
+    stored.write(folder / f"{name}.json", content)
     return table
 
 

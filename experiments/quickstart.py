@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import common, stored
 from experiments.command import Command
-from kdjax import checkpoints, metrics, provenance, report, stages, train
+from kdjax import metrics, provenance, report, stages, train
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe
 from kdjax.stages import Stage
@@ -131,10 +131,10 @@ def described(dataset: Dataset, data: ConfigDict) -> str:
 
 def closing(folder: Path, T: float) -> str:
     """The last line, computed from the files of the work directory."""
-    stored = checkpoints.read_json(folder / "results.json")
-    mean = {row["name"]: 100 * sum(m["ece"] for m in row["metrics"]) / len(row["metrics"]) for row in stored["rows"]}
+    content = stored.read(folder / "results.json")
+    mean = {row["name"]: 100 * sum(m["ece"] for m in row["metrics"]) / len(row["metrics"]) for row in content["rows"]}
     ours, theirs = mean[f"student KD(C), T={T:g}"], mean[f"student KD(UC), T={T:g}"]
-    return f"quickstart: KD(C) ECE {ours:.2f}% vs KD(UC) ECE {theirs:.2f}% over {len(stored['seeds'])} seeds"
+    return f"quickstart: KD(C) ECE {ours:.2f}% vs KD(UC) ECE {theirs:.2f}% over {len(content['seeds'])} seeds"
 
 
 if __name__ == "__main__":

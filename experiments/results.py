@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app
 
-from experiments import common
+from experiments import common, stored
 from kdjax import checkpoints, report
 from kdjax.errors import Refused
 
@@ -24,15 +24,15 @@ STORE = ROOT / "experiments" / "results"
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def block(stored: dict[str, Any]) -> str:
+def block(content: dict[str, Any]) -> str:
     """One result as Markdown."""
-    table = report.table([report.Row(**row) for row in stored["rows"]]).markdown()
-    lines = ["```", stored["command"], "```", "", table.strip(), ""]
-    for where, found in stored.get("kdc_minus_kduc", {}).items():
+    table = report.table([report.Row(**row) for row in content["rows"]]).markdown()
+    lines = ["```", content["command"], "```", "", table.strip(), ""]
+    for where, found in content.get("kdc_minus_kduc", {}).items():
         lines.append(f"- {common.difference_sentence(where, found['ece'])}")
-    e = stored["environment"]
+    e = content["environment"]
     versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
-    n = len(stored["seeds"])
+    n = len(content["seeds"])
     shown = f"mean ± sd over n = {n} seeds" if n > 1 else "one seed, so no spread"
     lines += ["", f"Test split, {shown}; {e['device']}, {e['cpus']} cores;"]
     lines += [f"{versions}; commit {e['commit'][:12]}.", ""]
@@ -44,15 +44,15 @@ def spread(s: dict[str, float], digits: int = 0) -> str:
     return f"{s['median']:,.{digits}f} ({s['min']:,.{digits}f} … {s['max']:,.{digits}f})"
 
 
-def benchmark(stored: dict[str, Any]) -> str:
+def benchmark(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark --json FILE` measured, as Markdown: median (min … max) of n."""
-    step, found = stored["step"], stored["step"]["distillation"]
+    step, found = content["step"], content["step"]["distillation"]
     lines = [
         "```",
-        stored["command"],
+        content["command"],
         "```",
         "",
-        stored["hardware"]["text"] + ".",
+        content["hardware"]["text"] + ".",
     ]
     lines += [
         "",
@@ -82,9 +82,9 @@ def benchmark(stored: dict[str, Any]) -> str:
     for row in step["import"]:
         heavy = ", ".join(row["heavy"]) or "no TensorFlow, tfds, matplotlib, grain, scikit-learn or torch"
         lines.append(f"- `import {row['module']}`: {spread(row['seconds'], 2)} s, n = {row['seconds']['n']}; {heavy}")
-    for row in stored["memory"].get("runs", []):
+    for row in content["memory"].get("runs", []):
         lines.append(f"- peak memory, {row['config']}, {row['case']}: {row['peak_mb']:,.0f} MB, n = 1")
-    for row in stored["metrics"]["rows"]:
+    for row in content["metrics"]["rows"]:
         seconds = f"{row['median_s']:.2f} ({row['min_s']:.2f} … {row['max_s']:.2f}) s, n = {row['repeats']}"
         size = f"N = {row['examples']:,}, K = {row['classes']}"
         lines.append(f"- `{row['call']}`, {size}: {seconds}; {row['extra_mb']:,.0f} MB beyond its input")
@@ -98,8 +98,9 @@ def render(text: str) -> str:
         path = STORE / f"{found[2]}.json"
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
-        stored = checkpoints.read_json(path)
-        return found[1] + "\n" + (benchmark(stored) if "step" in stored else block(stored)) + found[3]
+        content = checkpoints.read_json(path)
+        text = benchmark(content) if "step" in content else block(stored.read(path))
+        return found[1] + "\n" + text + found[3]
 
     return BLOCK.sub(fill, text)
 
@@ -107,7 +108,7 @@ def render(text: str) -> str:
 def main(argv: list[str]) -> None:
     del argv
     for path in (ROOT / "README.md", ROOT / "experiments" / "README.md"):
-        path.write_text(render(path.read_text()))
+        checkpoints.write_text(path, render(path.read_text(encoding="utf-8")))
         print(f"wrote {path.relative_to(ROOT)}")
 
 
