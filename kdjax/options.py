@@ -16,8 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+from jaxtyping import Array
 
 from kdjax.errors import Refused, nearest, one_of, within
+
+Scalar = float | Array
+"""A hyper-parameter: a Python number, which is checked, or a traced scalar, which is not."""
 
 Check = Callable[[str, Any], Any]
 F = TypeVar("F", bound=Callable)
@@ -111,13 +115,28 @@ def choice(*known: str) -> Check:
     return lambda what, value: one_of(what, value, known)
 
 
+def each(check: Check, length: int | None = None) -> Check:
+    """A list (of that length) whose items pass `check`."""
+
+    def check_all(what: str, value: Any) -> Any:
+        if not isinstance(value, tuple | list) or length not in (None, len(value)):
+            many = "values" if length is None else f"{length} values"
+            raise Refused(f"{what} is {value!r}; expected a list of {many}.")
+        for item in value:
+            if not isinstance(item, jax.Array):
+                check(what, item)
+        return value
+
+    return check_all
+
+
 def integer(low: int, high: int | None = None) -> Check:
     """A Python integer in [low, high]."""
 
     def check(what: str, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:
             raise Refused(f"{what} is {value!r}; expected an integer of at least {low}.")
-        if high is not None and value > high:
+        if high is not None and int(value) > high:
             raise Refused(f"{what} is {value!r}; expected an integer of at most {high}.")
         return value
 

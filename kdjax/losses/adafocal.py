@@ -1,4 +1,4 @@
-"""AdaFocal's pure pieces: the bins, the loss that reads them, and the update on held-out data (floor 1).
+"""AdaFocal's pure pieces: the bins, the loss that reads them, and the update on held-out data.
 
 Source: Ghosh, Schaaf, Gormley, NeurIPS 2022; 3mcloud/adafocal `losses/adafocal.py`, `utils/metrics.py`.
   Checked against the authors' code, loss and update sequences. The sum over the batch and the gradient-norm
@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.losses.numerics import checked, one_minus_exp, picked, power, ratio
+from kdjax.losses.numerics import checked, one_minus_exp, picked, power, probability, ratio
+from kdjax.options import Scalar, above, between, hyper, integer
 
 
 class AdaFocalState(NamedTuple):
@@ -29,7 +31,8 @@ class AdaFocalState(NamedTuple):
     upper: Float[Array, "M"]
 
 
-def adafocal_start(num_bins: int = 15, gamma: float = 1.0) -> AdaFocalState:
+@hyper(num_bins=integer(1))
+def adafocal_start(*, num_bins: int = 15, gamma: Scalar = 1.0) -> AdaFocalState:
     """Equal-width bins, all with the same gamma: how training starts."""
     edges = jnp.arange(num_bins + 1, dtype=jnp.float32) / num_bins
     return AdaFocalState(jnp.full(num_bins, gamma, jnp.float32), edges[:-1], edges[1:])
@@ -67,7 +70,7 @@ def adafocal(
 def true_probability(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """p_y, a constant for the gradient."""
     logits, labels = checked(logits, labels)
-    return jax.lax.stop_gradient(jnp.exp(picked(jax.nn.log_softmax(logits, axis=-1), labels)))
+    return probability(logits, labels)
 
 
 def adafocal_gap(
@@ -80,25 +83,31 @@ def adafocal_gap(
     has gap 0.
     """
     n = confidence.shape[0]
-    positions = jnp.arange(n, dtype=confidence.dtype)
-    cuts = jnp.linspace(0, n, num_bins + 1, dtype=confidence.dtype)
-    edges = jnp.interp(cuts, positions, jnp.sort(confidence))
-    bin_index = jnp.searchsorted(edges, confidence, side="left") - 1
-    member = jax.nn.one_hot(bin_index, num_bins, dtype=confidence.dtype, axis=0)
+    order = jnp.argsort(confidence)
+    ordered, hit = confidence[order], hit[order].astype(confidence.dtype)
+    # Position b N / M as an exact integer and a fraction: an edge that falls on a confidence is that confidence, and
+    # whether it lies in the bin below does not hang on rounding.
+    below = np.minimum(np.arange(num_bins + 1) * n // num_bins, n - 1)
+    fraction = np.where(below == n - 1, 0.0, np.arange(num_bins + 1) * n % num_bins / num_bins)
+    step = ordered[np.minimum(below + 1, n - 1)] - ordered[below]
+    edges = ordered[below] + jnp.asarray(fraction, ordered.dtype) * step
+    bin_index = jnp.searchsorted(edges, ordered, side="left") - 1
+    member = jax.nn.one_hot(bin_index, num_bins, dtype=ordered.dtype, axis=0)
     # Sums, not a matrix product: accelerators multiply matrices at reduced precision by default.
-    gap = jnp.sum(member * (confidence - hit.astype(confidence.dtype)), axis=1)
+    gap = jnp.sum(member * (ordered - hit), axis=1)
     return ratio(gap, jnp.sum(member, axis=1)), edges
 
 
+@hyper(lam=above(0), switch=above(0), gamma_min=between(None, 0, open_high=True), gamma_max=above(0))
 def adafocal_update(
     state: AdaFocalState,
     confidence: Float[Array, "N"],
     hit: Bool[Array, "N"],
     *,
-    lam: Float[Array, ""] | float = 1.0,
-    switch: Float[Array, ""] | float = 0.2,
-    gamma_min: Float[Array, ""] | float = -2.0,
-    gamma_max: Float[Array, ""] | float = 20.0,
+    lam: Scalar = 1.0,
+    switch: Scalar = 0.2,
+    gamma_min: Scalar = -2.0,
+    gamma_max: Scalar = 20.0,
 ) -> AdaFocalState:
     """gamma_b <- clip(gamma_b exp(±lam G_b)), + for gamma_b > 0; below |gamma_b| < switch it changes sign.
 

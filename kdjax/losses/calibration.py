@@ -1,10 +1,9 @@
-"""Calibration terms: added to a hard loss, most of them statistics of the whole batch (floor 1).
+"""Calibration terms: added to a label loss, most of them statistics of the whole batch.
 
 A batch-coupled term takes `weight=None`, non-negative example weights, and returns a scalar. Weight 0 is the
-same as absence, in value and gradient, whatever the logits and labels of that row hold; a weight of 2 is the
-same as a repeated example (CRL excepted, where it weighs the example's pair). Under sharding the batch is the
-global one: the authors' codes compute the same statistics per process, so theirs depend on the number of
-devices.
+same as absence, in value and gradient, for every row of finite logits; a weight of 2 is the same as a repeated
+example (CRL excepted, where it weighs the example's pair). Under sharding the batch is the global one: the
+authors' codes compute the same statistics per process, so theirs depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -15,26 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.errors import Refused
 from kdjax.losses.numerics import (
     at_least_float32,
     batch_mean,
     checked,
     first_max,
-    mask_absent,
+    materialized,
     picked,
     ratio,
     softmax_pair,
+    weights,
 )
+from kdjax.options import Scalar, above, at_least, choice, hyper
 
 Weight = Float[Array, "B"] | None
-
-
-def _batch(logits, labels, weight):
-    """Checked logits and labels with removed rows emptied, and the weights."""
-    logits, labels = checked(logits, labels)
-    logits, weight, kept = mask_absent(logits, weight)
-    return logits, jnp.where(kept, labels, 0), weight
 
 
 def mdca(logits: Float[Array, "B K"], labels: Int[Array, "B"], *, weight: Weight = None) -> Float[Array, ""]:
@@ -50,7 +43,8 @@ def mdca(logits: Float[Array, "B K"], labels: Int[Array, "B"], *, weight: Weight
       the batch size: with B << K most classes are absent and it only pushes mass down. Never average it over
       micro-batches.
     """
-    logits, labels, weight = _batch(logits, labels, weight)
+    logits, labels = checked(logits, labels)
+    weight = weights(logits, weight)
     p = jax.nn.softmax(logits, axis=-1)
     onehot = jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
     return jnp.mean(jnp.abs(batch_mean(p, weight) - batch_mean(onehot, weight)))
@@ -67,7 +61,8 @@ def dca(logits: Float[Array, "B K"], labels: Int[Array, "B"], *, weight: Weight 
       a scalar in [0, 1]. Gradient through r, to the first arg max; c is constant.
     Source: Liang et al., BMVC 2020; GB-TonyLiang/DCA `loss_fn.py`. KD(C) ships it but does not register it.
     """
-    logits, labels, weight = _batch(logits, labels, weight)
+    logits, labels = checked(logits, labels)
+    weight = weights(logits, weight)
     _, r, c = softmax_pair(logits, labels)
     return jnp.abs(batch_mean(r, weight) - batch_mean(c, weight))
 
@@ -77,11 +72,12 @@ def _smoothed(r: Float[Array, "B"], values: Float[Array, "B"], width: float | Ar
     return jnp.sum(jnp.exp(-jnp.abs(r[:, None] - r[None, :]) / width) * values, axis=1)
 
 
+@hyper(width=above(0))
 def mmce(
     logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
     *,
-    width: Float[Array, ""] | float = 0.4,
+    width: Scalar = 0.4,
     weight: Weight = None,
 ) -> Float[Array, ""]:
     """(1/B²) Σ_ij (c_i - r_i)(c_j - r_j) k(r_i, r_j), k(a, b) = exp(-|a - b| / width).
@@ -98,17 +94,20 @@ def mmce(
     Source: Kumar, Sarawagi, Jain, ICML 2018; focal_calibration `Losses/mmce.py` MMCE. The paper's objective
       is the square root of this; neither the original code nor its ports take the root.
     """
-    logits, labels, weight = _batch(logits, labels, weight)
+    logits, labels = checked(logits, labels)
+    weight = weights(logits, weight)
     _, r, c = softmax_pair(logits, labels)
+    r = materialized(r)
     e = weight * (c - r)
     return ratio(jnp.sum(e * _smoothed(r, e, width)), jnp.square(jnp.sum(weight)))
 
 
+@hyper(width=above(0), normalization=choice("code", "paper"))
 def mmce_weighted(
     logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
     *,
-    width: Float[Array, ""] | float = 0.4,
+    width: Scalar = 0.4,
     normalization: str = "code",
     weight: Weight = None,
 ) -> Float[Array, ""]:
@@ -133,10 +132,10 @@ def mmce_weighted(
     Source: Kumar et al., ICML 2018; focal_calibration `Losses/mmce.py` MMCE_weighted, KD(C) `solvers/loss.py`
       MMCE.
     """
-    if normalization not in ("code", "paper"):
-        raise Refused(f"mmce normalization is {normalization!r}; expected 'code' or 'paper'.")
-    logits, labels, weight = _batch(logits, labels, weight)
+    logits, labels = checked(logits, labels)
+    weight = weights(logits, weight)
     _, r, c = softmax_pair(logits, labels)
+    r = materialized(r)
     m, n = jnp.sum(weight * c), jnp.sum(weight * (1.0 - c))
     mixed = (m > 0) & (n > 0)
     m, n = jnp.where(mixed, m, 1.0), jnp.where(mixed, n, 1.0)
@@ -168,56 +167,63 @@ def crl_history(
     return ratio((counts - least).astype(span.dtype), span)
 
 
-def _ranked_confidence(logits: Float[Array, "B K"], confidence: str, normalizer) -> Float[Array, "B"]:
+def _ranked_confidence(logits: Float[Array, "B K"], confidence: str, normalizer: Scalar) -> Float[Array, "B"]:
+    """The confidence that CRL ranks: "softmax", "entropy" or "margin"."""
     p = jax.nn.softmax(logits, axis=-1)
     if confidence == "entropy":
         log_p = jnp.where(jnp.isneginf(logits), 0.0, jax.nn.log_softmax(logits, axis=-1))
-        return jnp.sum(p * log_p, axis=-1) / (math.log(p.shape[-1]) if normalizer is None else normalizer)
+        return jnp.sum(p * log_p, axis=-1) / jnp.where(jnp.asarray(normalizer) > 0, normalizer, math.log(p.shape[-1]))
     _, top = first_max(logits)
     if confidence == "softmax":
         return picked(p, top)
-    if confidence == "margin":
-        rest = jnp.where(jnp.arange(p.shape[-1]) == top[:, None], -jnp.inf, logits)
-        return picked(p, top) - picked(p, jnp.argmax(rest, axis=-1))
-    raise Refused(f"crl confidence is {confidence!r}; expected 'softmax', 'entropy' or 'margin'.")
+    rest = jnp.where(jnp.arange(p.shape[-1]) == top[:, None], -jnp.inf, logits)
+    return picked(p, top) - picked(p, jnp.argmax(rest, axis=-1))
 
 
+@hyper(span=at_least(0), confidence=choice("softmax", "entropy", "margin"), normalizer=at_least(0))
 def crl(
     logits: Float[Array, "B K"],
-    history: Float[Array, "B"],
+    counts: Int[Array, "B"] | Float[Array, "B"],
     *,
+    span: Scalar = 1.0,
     confidence: str = "softmax",
-    normalizer: float | None = None,
+    normalizer: Scalar = 0.0,
     weight: Weight = None,
 ) -> Float[Array, ""]:
     """mean_i relu(-s_i (κ_i - κ_i+1) + d_i) where s_i != 0: correctness ranking loss.
 
-    s_i = sign(u_i - u_i+1) and d_i = |u_i - u_i+1| for the history u; the partner of an example is the next
-    one present in the batch, cyclically. So the value depends on the order of the batch.
+    s_i = sign(n_i - n_i+1) and d_i = |n_i - n_i+1| / span for the counts n; the partner of an example is the next
+    one of positive weight in the batch, cyclically. So the value depends on the order of the batch.
 
     Args:
       logits: [B, K].
-      history: u, [B], from `crl_history`; constant for the gradient.
+      counts: n, [B], how often each example was right, integers; constant for the gradient. Integers are compared,
+        because a compiler may round two equal quotients differently.
+      span: largest count minus smallest that is possible by now (H - min over the training set, see
+        `crl_history`); 0 gives a loss of 0. With span = 1 the counts may be a history in [0, 1].
       confidence: κ: "softmax" is the largest probability, "entropy" Σ_j p_j log p_j / normalizer
         (negative), "margin" the largest minus the second largest probability.
-      normalizer: of the entropy; None is log K. The code hard-codes 4.605170 for CIFAR-100 and 2.302585 for
+      normalizer: >= 0, of the entropy; 0 is log K. The code hard-codes 4.605170 for CIFAR-100 and 2.302585 for
         all else.
       weight: [B] or None.
     Returns:
       a scalar >= 0. Pairs with s = 0 add 0 but count in the mean. Gradient through κ of both partners.
     Raises:
-      Refused: unknown confidence.
+      Refused: unknown confidence, span or normalizer < 0.
     Source: Moon et al., ICML 2020; daintlab/confidence-aware-learning `train.py`, `crl_utils.py`.
     """
-    logits, weight, kept = mask_absent(at_least_float32(logits), weight)
+    logits = at_least_float32(logits)
+    weight = weights(logits, weight)
     kappa = _ranked_confidence(logits, confidence, normalizer)
-    u = jax.lax.stop_gradient(jnp.where(kept, history, 0.0)).astype(kappa.dtype)
-    b = kept.shape[0]
-    here = jnp.where(kept, jnp.arange(b), 2 * b)
-    # For each position, the first present example at or after it, the batch written out twice.
+    b = logits.shape[0]
+    here = jnp.where(weight > 0, jnp.arange(b), 2 * b)
+    # For each position, the first example with a weight at or after it, the batch written out twice.
     ahead = jax.lax.cummin(jnp.concatenate([here, here + b]), reverse=True)
     partner = ahead[1 : b + 1] % b
-    difference = u - u[partner]
-    sign = jnp.sign(difference)
-    loss = jax.nn.relu(-sign * (kappa - kappa[partner]) + jnp.abs(difference))
-    return batch_mean(jnp.where(sign == 0, 0.0, loss), weight)
+    counts = materialized(jax.lax.stop_gradient(jnp.asarray(counts)))
+    difference = counts - counts[partner]
+    sign = jnp.sign(difference).astype(kappa.dtype)
+    apart = ratio(jnp.abs(difference).astype(kappa.dtype), jnp.asarray(span, kappa.dtype))
+    loss = jax.nn.relu(-sign * (kappa - kappa[partner]) + apart)
+    ranked = (sign != 0) & (jnp.asarray(span) > 0)
+    return batch_mean(jnp.where(ranked, loss, 0.0), weight)

@@ -1,25 +1,26 @@
-"""Distillation losses on logits (floor 1).
+"""Distillation losses on logits.
 
 Conventions: student logits z and teacher logits t [B, K], class axis last, computed in float32 at least (float64 when
 given float64). The teacher receives no gradient. Losses are per example [B] or, where examples are coupled, a batch
-scalar that takes `weight` (weight 0 is the same as absence, value and gradient). A logit of -inf is read as -1e30.
+scalar that takes `weight` (weight 0 is the same as absence, value and gradient, for rows of finite logits). A logit of
+-inf is read as -1e30.
 
-A divergence is written with the terms sum_k (p_k - q_k) = 0 kept in: each of its terms is then non-negative, and where
-student and teacher agree both the value and the gradient are exactly 0, not merely small (`agreed` keeps that so where
-a compiler rounds the two networks' softmax differently).
+A divergence is written with the terms sum_k (p_k - q_k) = 0 kept in: each of its terms is then non-negative. Where all
+logits of student and teacher are equal, value and gradient are exactly 0 (`zero_where_equal`), although a compiler may
+round the softmax of the two networks differently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.errors import Refused, one_of, positive, within
-from kdjax.losses.numerics import at_least_float32, checked, classes, mask_absent
+from kdjax.errors import Refused
+from kdjax.losses.numerics import at_least_float32, checked, classes, weights
+from kdjax.options import Scalar, above, at_least, choice, flag, hyper
 from kdjax.targets.simple import standardize, temper
 
 Divergence = Callable[[Array, Array], Array]
@@ -28,8 +29,8 @@ Divergence = Callable[[Array, Array], Array]
 def forward_kl(log_q: Float[Array, "*B K"], log_p: Float[Array, "*B K"]) -> Float[Array, "*B"]:
     """KL(q||p) = sum_k q_k (log q_k - log p_k), q the teacher; q_k = 0 contributes exactly 0 also where p_k = 0."""
     q, p = jnp.exp(log_q), jnp.exp(log_p)
-    seen = q > 0
-    gap = jnp.where(seen, log_q, 0.0) - jnp.where(seen, log_p, 0.0)
+    some = q > 0
+    gap = jnp.where(some, log_q, 0.0) - jnp.where(some, log_p, 0.0)
     return jnp.sum(q * gap + (p - q), axis=-1)
 
 
@@ -54,12 +55,13 @@ def jensen_shannon(log_q: Float[Array, "*B K"], log_p: Float[Array, "*B K"]) -> 
 DIVERGENCES: dict[str, Divergence] = {"forward": forward_kl, "reverse": reverse_kl, "js": jensen_shannon}
 
 
+@hyper(T=above(0), T_c=above(0), divergence=choice(*DIVERGENCES))
 def kd(
     logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    T: Any = 1.0,
-    T_c: Any = 1.0,
+    T: Scalar = 1.0,
+    T_c: Scalar = 1.0,
     divergence: str = "forward",
 ) -> Float[Array, "B"]:
     """The KD core: T^2 D(softmax(t / (T_c T)), softmax(z / T)).
@@ -82,13 +84,10 @@ def kd(
 
     Source: Hinton et al. 2015, arXiv 1503.02531; KD(C), ACCV 2024; RTC, arXiv 2508.20224.
     """
-    one_of("divergence", divergence, DIVERGENCES)
-    positive("T", T)
-    positive("T_c", T_c)
     z, t = same_classes(logits, teacher_logits)
     T, T_c = jnp.asarray(T, z.dtype), jnp.asarray(T_c, z.dtype)
     t = t / (T_c[:, None] if T_c.ndim else T_c)
-    return agreed(z, t, T**2 * DIVERGENCES[divergence](temper(t, T), temper(z, T)))
+    return zero_where_equal(z, t, T**2 * DIVERGENCES[divergence](temper(t, T), temper(z, T)))
 
 
 def same_classes(logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
@@ -107,13 +106,14 @@ def same_classes(logits: Array, teacher_logits: Array) -> tuple[Array, Array]:
     return z.astype(dtype), t.astype(dtype)
 
 
-def agreed(z: Array, t: Array, loss: Array) -> Array:
-    """`loss`, but exactly 0 without gradient where all logits are equal: per row, or in the batch if it is a scalar."""
+def zero_where_equal(z: Array, t: Array, loss: Array) -> Array:
+    """`loss`, but exactly 0 without gradient where z = t: row by row, or over the whole batch for a scalar loss."""
     return jnp.where(jnp.all(z == t, axis=-1 if loss.ndim else None), 0.0, loss)
 
 
+@hyper(T=above(0), weighted=flag())
 def ttm(
-    logits: Float[Array, "B K"], teacher_logits: Float[Array, "B K"], *, T: Any = 10.0, weighted: bool = False
+    logits: Float[Array, "B K"], teacher_logits: Float[Array, "B K"], *, T: Scalar = 10.0, weighted: bool = False
 ) -> Float[Array, "B"]:
     """Transformed teacher matching: KL(p_t^(1/T) / Z || p_s); weighted (WTTM): times Z = sum_k p_t,k^(1/T).
 
@@ -126,16 +126,21 @@ def ttm(
     return value * power_sum(teacher_logits, T) if weighted else value
 
 
-def power_sum(teacher_logits: Float[Array, "B K"], T: Any) -> Float[Array, "B"]:
+def power_sum(teacher_logits: Float[Array, "B K"], T: Scalar) -> Float[Array, "B"]:
     """Z = sum_k p_k^(1/T), WTTM's weight of an example; no gradient."""
-    positive("T", T)
     log_p = temper(jax.lax.stop_gradient(teacher_logits), 1.0)
     T = jnp.asarray(T, log_p.dtype)
     return jnp.exp(jax.nn.logsumexp(log_p / (T[..., None] if T.ndim else T), axis=-1))
 
 
+@hyper(T=above(0), divergence=choice(*DIVERGENCES), eps=at_least(0))
 def lskd(
-    logits: Float[Array, "B K"], teacher_logits: Float[Array, "B K"], *, T: Any = 2.0, divergence: str = "forward"
+    logits: Float[Array, "B K"],
+    teacher_logits: Float[Array, "B K"],
+    *,
+    T: Scalar = 2.0,
+    divergence: str = "forward",
+    eps: Scalar = 1e-7,
 ) -> Float[Array, "B"]:
     """Logit standardization: `kd(Z(z), Z(t), T=T)` with Z of `kdjax.targets.standardize`; gradient through mean and s.
 
@@ -144,17 +149,18 @@ def lskd(
     Source: Sun et al., CVPR 2024, arXiv 2403.01427, code sunshangquan/logit-standardization-KD.
     """
     z, t = same_classes(logits, teacher_logits)
-    return agreed(z, t, kd(standardize(z), standardize(t), T=T, divergence=divergence))
+    return zero_where_equal(z, t, kd(standardize(z, eps=eps), standardize(t, eps=eps), T=T, divergence=divergence))
 
 
+@hyper(alpha=at_least(0), beta=at_least(0), T=above(0))
 def dkd(
     logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
     *,
-    alpha: Any = 1.0,
-    beta: Any = 8.0,
-    T: Any = 4.0,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 8.0,
+    T: Scalar = 4.0,
 ) -> Float[Array, "B"]:
     """Decoupled KD: T^2 [alpha KL(b_t||b_s) + beta KL(n_t||n_s)].
 
@@ -170,7 +176,6 @@ def dkd(
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679, code megvii-research/mdistiller. Defaults from there; beta = 6 for
     WRN-40-2 to WRN-40-1; the LSKD variant takes standardized logits.
     """
-    positive("T", T)
     z, t = same_classes(logits, teacher_logits)
     classes(z, 2, "dkd")
     z, labels = checked(z, labels)
@@ -178,7 +183,7 @@ def dkd(
     T = jnp.asarray(T, z.dtype)
     (b_s, n_s), (b_t, n_t) = (_decoupled(temper(x, T), is_y) for x in (z, t))
     # The label's own entry is the same in both, with no mass in either: it adds exactly 0.
-    return agreed(z, t, T**2 * (alpha * forward_kl(b_t, b_s) + beta * forward_kl(n_t, n_s)))
+    return zero_where_equal(z, t, T**2 * (alpha * forward_kl(b_t, b_s) + beta * forward_kl(n_t, n_s)))
 
 
 def _decoupled(log_p: Array, is_y: Array) -> tuple[Array, Array]:
@@ -189,13 +194,14 @@ def _decoupled(log_p: Array, is_y: Array) -> tuple[Array, Array]:
     return jnp.stack([target, total], axis=-1), jnp.where(is_y, -jnp.inf, log_p - total[:, None])
 
 
+@hyper(beta=at_least(0), gamma=at_least(0), T=above(0))
 def dist(
     logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    beta: Any = 1.0,
-    gamma: Any = 1.0,
-    T: Any = 1.0,
+    beta: Scalar = 1.0,
+    gamma: Scalar = 1.0,
+    T: Scalar = 1.0,
     weight: Float[Array, "B"] | None = None,
 ) -> Float[Array, ""]:
     """DIST: T^2 [beta (1 - mean_i rho(p_i., q_i.)) + gamma (1 - mean_k rho(p_.k, q_.k))], rho Pearson's correlation.
@@ -213,38 +219,34 @@ def dist(
 
     Source: Huang et al., NeurIPS 2022, arXiv 2205.10536.
     """
-    positive("T", T)
-    within("beta", beta, 0)
-    within("gamma", gamma, 0)
-    z, t, w = mask_absent_pair(logits, teacher_logits, weight)
+    z, t = same_classes(logits, teacher_logits)
+    w = shares(z, weight)
     T = jnp.asarray(T, z.dtype)
     both = jnp.exp(temper(jnp.stack([z, t]), T))
     uniform = jnp.full(z.shape[1], 1 / z.shape[1], z.dtype)
     rows = jnp.sum(w * _one_minus_correlation(both.swapaxes(1, 2), uniform))
     columns = jnp.mean(_one_minus_correlation(both, w))
-    return agreed(z, t, T**2 * (beta * rows + gamma * columns))
+    return zero_where_equal(z, t, T**2 * (beta * rows + gamma * columns))
 
 
-def mask_absent_pair(logits: Array, teacher_logits: Array, weight: Array | None) -> tuple[Array, Array, Array]:
-    """Both logits without the rows of weight 0, and the weights normalized to sum 1."""
-    z, t = same_classes(logits, teacher_logits)
-    z, w, _ = mask_absent(z, weight)
-    t, _, _ = mask_absent(t, weight)
+def shares(logits: Array, weight: Array | None) -> Array:
+    """The weights divided by their sum; all 0 if they are."""
+    w = weights(logits, weight)
     total = jnp.sum(w)
-    return z, t, w / jnp.where(total > 0, total, 1.0)
+    return w / jnp.where(total > 0, total, 1.0)
 
 
 def _one_minus_correlation(x: Array, w: Array) -> Array:
     """1 - rho of x[0] and x[1] over axis 1 under weights w (summing to 1), for each column."""
     w = w[:, None]
     # In units of its largest entry: the squares of small probabilities, and their inverse roots, leave float32.
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
-    seen = top > jnp.finfo(x.dtype).tiny ** 0.5
-    x = x / jnp.where(seen, top, 1.0)
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(w > 0, jnp.abs(x), 0.0), axis=1, keepdims=True))
+    large = top > jnp.finfo(x.dtype).tiny ** 0.5
+    x = jnp.where(w > 0, x, 0.0) / jnp.where(large, top, 1.0)
     scale = jax.lax.stop_gradient(jnp.sum(w * x**2, axis=1, keepdims=True))
     x = jnp.sqrt(w) * (x - jnp.sum(w * x, axis=1, keepdims=True))
     size = jnp.sum(x**2, axis=1, keepdims=True)
-    # Rounding leaves some 1e-16 of a constant column: it is no direction to follow.
-    some = seen & (size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale)
+    # Rounding leaves some 1e-16 of a constant column: it has no direction.
+    some = large & (size > (16 * jnp.finfo(x.dtype).eps) ** 2 * scale)
     u, v = x * jax.lax.rsqrt(jnp.where(some, size, 1.0))
     return jnp.where(jnp.all(some, axis=(0, 1)), 0.5 * jnp.sum((u - v) ** 2, axis=0), 0.0)

@@ -1,7 +1,7 @@
-"""Distillation losses on intermediate features, `Output.features` (floor 1).
+"""Distillation losses on intermediate features, `Output.features`.
 
 Each takes one student array and one teacher array of the same shape, leading axis B, and returns [B]. Networks of
-different width need a projection: a model offers it as a feature of its own (its weights are then trained with it).
+different width need a projection, which the objectives of `kdjax.objectives` learn beside the student.
 Computed in float32 at least; the teacher receives no gradient.
 """
 
@@ -24,7 +24,7 @@ def _pair(
     if student.ndim != teacher.ndim or student.shape[:same] != teacher.shape[:same]:
         raise Refused(
             f"the {what} of the student has shape {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; "
-            "they must agree: name layers of equal size, or let the model offer a projected feature."
+            "they must agree: name layers of equal size, or project one of them first."
         )
     return as_float(student), jax.lax.stop_gradient(as_float(teacher))
 

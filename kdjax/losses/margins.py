@@ -1,4 +1,4 @@
-"""Penalties on logit differences, one value per example: MbLS, ACLS and CPC (floor 1).
+"""Penalties on logit differences, one value per example: MbLS, ACLS and CPC.
 
 Each is added to the NLL by its objective. A class whose logit is -inf is masked and takes no part.
 """
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.errors import Refused
 from kdjax.losses.numerics import at_least_float32, checked, classes, first_max, picked
+from kdjax.options import Scalar, at_least, choice, hyper, integer
 
 
 def _unmasked(logits: Float[Array, "*B K"]) -> tuple[Float[Array, "*B K"], Array]:
@@ -21,7 +21,8 @@ def _unmasked(logits: Float[Array, "*B K"]) -> tuple[Float[Array, "*B K"], Array
     return jnp.where(real, logits, 0.0), real
 
 
-def mbls(logits: Float[Array, "*B K"], *, margin: Float[Array, ""] | float = 10.0) -> Float[Array, "*B"]:
+@hyper(margin=at_least(0))
+def mbls(logits: Float[Array, "*B K"], *, margin: Scalar = 10.0) -> Float[Array, "*B"]:
     """(1/K) Σ_j relu(max_k z_k - z_j - margin): margin-based label smoothing. No label enters.
 
     Args:
@@ -40,12 +41,13 @@ def mbls(logits: Float[Array, "*B K"], *, margin: Float[Array, ""] | float = 10.
     return jnp.mean(jnp.where(real, excess, 0.0), axis=-1)
 
 
+@hyper(margin=at_least(0), pos_lambda=at_least(0), neg_lambda=at_least(0), reference=choice("max", "range"))
 def acls(
     logits: Float[Array, "*B K"],
     *,
-    margin: Float[Array, ""] | float = 10.0,
-    pos_lambda: Float[Array, ""] | float = 1.0,
-    neg_lambda: Float[Array, ""] | float = 0.1,
+    margin: Scalar = 10.0,
+    pos_lambda: Scalar = 1.0,
+    neg_lambda: Scalar = 0.1,
     reference: str = "max",
 ) -> Float[Array, "*B"]:
     """pos_lambda Σ_top relu(h - margin)² + neg_lambda/(K-1) Σ_others relu(sg(max z) - z_j - margin)².
@@ -67,8 +69,6 @@ def acls(
     """
     logits = at_least_float32(logits)
     k = classes(logits, 2, "acls")
-    if reference not in ("max", "range"):
-        raise Refused(f"acls reference is {reference!r}; expected 'max' or 'range'.")
     top, _ = first_max(logits)
     z, real = _unmasked(logits)
     tied = logits == top[..., None]
@@ -103,6 +103,7 @@ def cpc_discrimination(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -
     return jnp.sum(jnp.where(other, losses, 0.0), axis=-1) / (k - 1)
 
 
+@hyper(normalization=choice("pairs", "cals"), elements=integer(1))
 def cpc_exclusion(
     logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
@@ -132,8 +133,6 @@ def cpc_exclusion(
     """
     logits, labels = checked(logits, labels)
     k = classes(logits, 2, "cpc")
-    if normalization not in ("pairs", "cals"):
-        raise Refused(f"cpc normalization is {normalization!r}; expected 'pairs' or 'cals'.")
     if k < 3:
         return jnp.zeros(labels.shape, logits.dtype)
     z, real = _unmasked(logits)

@@ -1,16 +1,18 @@
-"""Multi-level logit distillation (floor 1); the conventions are those of `kdjax.losses.distillation`."""
+"""Multi-level logit distillation; the conventions are those of `kdjax.losses.distillation`."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax.errors import Refused, one_of, positive
-from kdjax.losses.distillation import agreed, kd, mask_absent_pair
+from kdjax.errors import Refused
+from kdjax.losses.distillation import kd, same_classes, shares, zero_where_equal
+from kdjax.losses.numerics import materialized
+from kdjax.options import Scalar, above, choice, each, flag, hyper
 from kdjax.targets import simple
 from kdjax.targets.simple import temper
 
@@ -23,12 +25,13 @@ class Levels(NamedTuple):
     batch: Float[Array, ""]
 
 
+@hyper(T=above(0), temperatures=each(above(0), 4), variant=choice("reference", "selecting"), standardize=flag())
 def mlld(
     logits: Float[Array, "2B K"],
     teacher_logits: Float[Array, "2B K"],
     *,
-    T: Any = 4.0,
-    temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0),
+    T: Scalar = 4.0,
+    temperatures: tuple[Scalar, ...] = (3.0, 5.0, 2.0, 6.0),
     variant: str = "reference",
     standardize: bool = False,
     weight: Float[Array, "2B"] | None = None,
@@ -59,13 +62,12 @@ def mlld(
     Source: Jin et al., CVPR 2023, code Jin-Ying/Multi-Level-Logit-Distillation. Published weights: 0.9 on the sum
     of the levels, 0.1 on the cross-entropy of *each* view (0.2 on their mean).
     """
-    one_of("variant", variant, ("reference", "selecting"))
-    positive("T", T)
     if logits.shape[0] % 2 or not logits.shape[0]:
         raise Refused(
             f"mlld was given {logits.shape[0]} rows; it needs two views stacked: use the transform two_views."
         )
-    z, t, w = mask_absent_pair(logits, teacher_logits, weight)
+    z, t = same_classes(logits, teacher_logits)
+    w = shares(z, weight)
     half = z.shape[0] // 2
     w = 2 * w[:half]
     both = jnp.stack([z, t])
@@ -73,9 +75,9 @@ def mlld(
     both = simple.standardize(both) if standardize else both
     views = both[:, :half], both[:, half:]
     q = jnp.exp(temper(t[:half], 1.0))
-    easy_rows = (jnp.max(q, axis=-1) <= _median(jnp.max(q, axis=-1), w > 0)).astype(z.dtype)
+    easy_rows = _at_most_the_median(jnp.max(q, axis=-1), w > 0)
     sums = jnp.sum(w[:, None] * q, axis=0)
-    easy_classes = (sums <= _median(sums, jnp.ones(sums.shape, bool))).astype(z.dtype)
+    easy_classes = _at_most_the_median(sums, jnp.ones(sums.shape, bool))
     taus = jnp.stack([jnp.asarray(tau, z.dtype) for tau in (T, *temperatures)])
 
     def over_taus(f, x):  # [5, ...]; one traced copy instead of five
@@ -93,14 +95,19 @@ def mlld(
         phi, psi = jnp.sum(w * easy_rows), jnp.mean(easy_classes)
         instance = phi * jnp.sum(weak) + jnp.sum(strong[:3]) + jnp.sum(weak[3:])
         levels = Levels(instance, psi * jnp.sum(category), phi * jnp.sum(batch))
-    return Levels(*(agreed(z, t, level) for level in levels))
+    return Levels(*(zero_where_equal(z, t, level) for level in levels))
 
 
-def _median(x: Array, kept: Array) -> Array:
-    """Median of the kept entries, the mean of the middle two when their number is even."""
-    n = jnp.maximum(jnp.sum(kept), 1)
-    ordered = jnp.sort(jnp.where(kept, x, jnp.inf))
-    return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2])
+def _at_most_the_median(x: Array, kept: Array) -> Array:
+    """1 where x is at most the median of the kept entries (the mean of the middle two of an even number), else 0.
+
+    No entry lies between the middle two, so the lower of them decides. Both sides of the comparison are read from one
+    sorted copy: the median entry must never exceed itself.
+    """
+    order = jnp.argsort(jnp.where(kept, x, jnp.inf))
+    ordered = materialized(jnp.where(kept, x, jnp.inf)[order])
+    median = ordered[(jnp.maximum(jnp.sum(kept), 1) - 1) // 2]
+    return jnp.zeros_like(x).at[order].set((ordered <= median).astype(x.dtype))
 
 
 def _gram(w: Array, pair: Array, tau: Array) -> Array:

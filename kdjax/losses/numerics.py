@@ -1,8 +1,10 @@
-"""The few guarded operations every loss is made of (floor 1).
+"""The few guarded operations every loss is made of.
 
 Three rules are kept here once: whatever comes in is computed in float32 at least; the gradient of a maximum
-over classes goes to the first arg max alone, as in the reference code; a removed example (weight 0) leaves
-before anything is computed from it, so that not even a NaN in its logits can reach a gradient.
+over classes goes to the first arg max alone, as in the reference code; values that are compared with each other are
+computed once (`materialized`), because a compiler may round two copies of one expression differently.
+
+Rows of weight 0 are expected to be finite: `kdjax.objectives.rows.as_rows` writes zeros into them before any loss.
 """
 
 from __future__ import annotations
@@ -66,6 +68,14 @@ def first_max(values: Float[Array, "*B K"]) -> tuple[Float[Array, "*B"], Int[Arr
     return picked(values, index), index
 
 
+def probability(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """p_y as a quotient, a constant for the gradient: exactly 1/K where all logits are equal, unlike exp(log p_y).
+
+    For comparing p_y with a threshold or the edges of bins.
+    """
+    return jax.lax.stop_gradient(picked(jax.nn.softmax(logits, axis=-1), labels))
+
+
 def one_minus_exp(log_p: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """1 - exp(log_p), exact where p is close to 1."""
     return -jnp.expm1(log_p)
@@ -97,6 +107,21 @@ def mask_absent(
     )
 
 
+def weights(logits: Float[Array, "B K"], weight: Float[Array, "B"] | None) -> Float[Array, "B"]:
+    """The example weights in the dtype of the logits; ones where there are none."""
+    return jnp.ones(logits.shape[:1], logits.dtype) if weight is None else jnp.asarray(weight).astype(logits.dtype)
+
+
+def materialized(values: Float[Array, "B"] | Int[Array, "B"]) -> Array:
+    """The same values, written to memory once: for values that are compared with each other at several places.
+
+    Without it XLA may compute an expression anew for each use, round the copies differently, and so find a value
+    unequal to itself. A sort by position is what no compiler computes twice; on CPUs XLA removes
+    `optimization_barrier` before it fuses.
+    """
+    return jax.lax.sort((jnp.arange(values.shape[0]), values), num_keys=1)[1]
+
+
 def ratio(numerator: Array, denominator: Array) -> Array:
     """numerator / denominator, and 0 with zero gradient where the denominator is 0."""
     some = denominator != 0
@@ -104,7 +129,7 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def batch_mean(values: Float[Array, "B *rest"], weight: Float[Array, "B"]) -> Float[Array, "*rest"]:
-    """sum_i w_i v_i / sum_i w_i over the batch; 0 when no example is present."""
+    """sum_i w_i v_i / sum_i w_i over the batch; 0 when all weights are 0."""
     weight = weight.reshape(weight.shape + (1,) * (values.ndim - 1))
     return ratio(jnp.sum(weight * values, axis=0), jnp.sum(weight))
 

@@ -1,4 +1,4 @@
-"""Per-example losses: the proper scores, label smoothing and the focal family (floor 1).
+"""Per-example losses: the proper scores, label smoothing and the focal family.
 
 All take logits with the class axis last and return one value per row, [*B]; the objective takes the one
 weighted mean. They compute in float32 at least, and in float64 when the logits are. A class whose logit is
@@ -14,7 +14,17 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.losses.numerics import at_least_float32, checked, classes, first_max, one_minus_exp, picked, power
+from kdjax.losses.numerics import (
+    at_least_float32,
+    checked,
+    classes,
+    first_max,
+    one_minus_exp,
+    picked,
+    power,
+    probability,
+)
+from kdjax.options import Scalar, at_least, between, choice, each, hyper
 
 
 def nll(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -52,11 +62,12 @@ def soft_nll(logits: Float[Array, "*B K"], target: Float[Array, "*B K"]) -> Floa
     return optax.losses.safe_softmax_cross_entropy(logits, target.astype(logits.dtype))
 
 
+@hyper(alpha=between(0, 1, open_high=True), form=choice("offtarget", "uniform"))
 def label_smoothing(
     logits: Float[Array, "*B K"],
     labels: Int[Array, "*B"],
     *,
-    alpha: Float[Array, ""] | float = 0.1,
+    alpha: Scalar = 0.1,
     form: str = "offtarget",
 ) -> Float[Array, "*B"]:
     """-Σ_j t_j log p_j with t smoothed by alpha. Two losses share the name:
@@ -75,13 +86,11 @@ def label_smoothing(
     Returns:
       [*B], nats. A masked class (logit -inf) drops its share of the smoothing mass.
     Raises:
-      Refused: unknown form; one class only.
+      Refused: alpha outside [0, 1), unknown form; one class only.
     Source: KD(C) `solvers/loss.py`, which cites Szegedy et al. 2016 but codes the off-target form.
     """
     logits, labels = checked(logits, labels)
     k = classes(logits, 2, "label_smoothing")
-    if form not in ("offtarget", "uniform"):
-        raise Refused(f"label_smoothing form is {form!r}; expected 'offtarget' or 'uniform'.")
     off = alpha / (k - 1) if form == "offtarget" else alpha / k
     on = 1.0 - alpha if form == "offtarget" else 1.0 - alpha + alpha / k
     log_p = jax.nn.log_softmax(logits, axis=-1)
@@ -91,8 +100,9 @@ def label_smoothing(
     return -(on * log_p_y + off * jnp.sum(jnp.where(other, log_p, 0.0), axis=-1))
 
 
+@hyper(gamma=at_least(0))
 def focal(
-    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, gamma: Float[Array, "..."] | float = 3.0
+    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, gamma: Scalar | Float[Array, "*B"] = 3.0
 ) -> Float[Array, "*B"]:
     """-(1 - p_y)^gamma log p_y: focal loss. The gradient flows through both factors.
 
@@ -111,28 +121,36 @@ def focal(
     return power(one_minus_exp(log_p_y), gamma) * -log_p_y
 
 
+@hyper(gamma=at_least(0), gammas=each(at_least(0), 2), thresholds=each(between(0, 1), 2))
 def flsd(
-    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, gamma: Float[Array, ""] | float = 3.0
+    logits: Float[Array, "*B K"],
+    labels: Int[Array, "*B"],
+    *,
+    gamma: Scalar = 3.0,
+    gammas: tuple[Scalar, Scalar] = (5.0, 3.0),
+    thresholds: tuple[Scalar, Scalar] = (0.2, 0.5),
 ) -> Float[Array, "*B"]:
     """Focal loss with gamma_i = 5 if p_y < 0.2, 3 if p_y < 0.5, else `gamma` (sample-dependent, "FLSD-53").
 
     Args:
       logits: [*B, K].
       labels: [*B], integers in [0, K).
-      gamma: >= 0, the exponent from p_y = 0.5 on; the other two are fixed, as in the code.
+      gamma: >= 0, the exponent from p_y = 0.5 on, the only one that the authors' code lets one set.
+      gammas: >= 0, the exponents below the first threshold and between the two.
+      thresholds: two probabilities in [0, 1], ascending.
     Returns:
       [*B]. gamma_i is a constant for the gradient; boundaries belong to the upper side.
     Source: Mukhoti et al. 2020, whose paper derives gamma(p) from Lambert's W; the shipped code uses these
       three steps. KD(C) ships the class but does not register it.
     """
-    p_y = jnp.exp(picked(jax.nn.log_softmax(at_least_float32(logits), axis=-1), labels))
-    gamma_i = jnp.where(p_y < 0.2, 5.0, jnp.where(p_y < 0.5, 3.0, gamma))
+    logits, labels = checked(logits, labels)
+    p_y = probability(logits, labels)
+    gamma_i = jnp.where(p_y < thresholds[0], gammas[0], jnp.where(p_y < thresholds[1], gammas[1], gamma))
     return focal(logits, labels, gamma=jax.lax.stop_gradient(gamma_i))
 
 
-def dual_focal(
-    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, gamma: Float[Array, ""] | float = 5.0
-) -> Float[Array, "*B"]:
+@hyper(gamma=at_least(0))
+def dual_focal(logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, gamma: Scalar = 5.0) -> Float[Array, "*B"]:
     """-(1 - p_y + p_j)^gamma log p_y, p_j the largest probability strictly below p_y (0 if there is none).
 
     Args:

@@ -1,35 +1,38 @@
-"""CUD's loss for a teacher that keeps its doubts (floor 1)."""
+"""CUD's loss for a teacher that keeps its doubts."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.errors import within
-from kdjax.losses.numerics import checked, one_minus_exp, picked, power
+from kdjax.losses.numerics import checked, one_minus_exp, picked, power, probability
+from kdjax.options import Scalar, at_least, between, flag, hyper
 from kdjax.targets.simple import entropy, temper
 
 
-def gate(p_y: Float[Array, "B"], *, tau: Any = 0.5, rho: Any = 0.0, beta: Any = 1.0) -> Float[Array, "B"]:
-    """w = 1[p_y < tau] + rho (1 - p_y)^beta: how strongly entropy is rewarded on an example; >= 0."""
-    return (p_y < tau).astype(p_y.dtype) + rho * power(jnp.clip(1 - p_y, 0.0, 1.0), beta)
-
-
+@hyper(
+    lambda_ce=at_least(0),
+    lambda_f=at_least(0),
+    lambda_h=at_least(0),
+    gamma=at_least(0),
+    alpha_y=between(0, 1, open_low=True),
+    tau=between(0, 1),
+    rho=at_least(0),
+    beta=at_least(0),
+    stop_gate=flag(),
+)
 def dus(
     logits: Float[Array, "B K"],
     labels: Int[Array, "B"],
     *,
-    lambda_ce: Any = 0.1,
-    lambda_f: Any = 1.0,
-    lambda_h: Any = 0.1,
-    gamma: Any = 10.0,
-    alpha_y: Any = 1.0,
-    tau: Any = 0.5,
-    rho: Any = 0.0,
-    beta: Any = 1.0,
+    lambda_ce: Scalar = 0.1,
+    lambda_f: Scalar = 1.0,
+    lambda_h: Scalar = 0.1,
+    gamma: Scalar = 10.0,
+    alpha_y: Scalar = 1.0,
+    tau: Scalar = 0.5,
+    rho: Scalar = 0.0,
+    beta: Scalar = 1.0,
     stop_gate: bool = True,
 ) -> Float[Array, "B"]:
     """Difficulty-aware uncertainty shaping (CUD eq. 3), for the teacher.
@@ -58,17 +61,11 @@ def dus(
 
     Source: Trust the uncertain teacher (CUD), arXiv 2602.12687, section 3.3.
     """
-    for what, value in {"lambda_ce": lambda_ce, "lambda_f": lambda_f, "lambda_h": lambda_h}.items():
-        within(what, value, 0)
-    for what, value in {"gamma": gamma, "rho": rho, "beta": beta}.items():
-        within(what, value, 0)
-    within("alpha_y", alpha_y, 0, 1, open_low=True)
-    within("tau", tau, 0, 1)
     logits, labels = checked(logits, labels)
     log_p = temper(logits, 1.0)
     l_y = picked(log_p, labels)
     focal = power(one_minus_exp(l_y), gamma)
-    w = gate(jnp.exp(l_y), tau=tau, rho=rho, beta=beta)
+    w = (probability(logits, labels) < tau) + rho * power(one_minus_exp(l_y), beta)
     if stop_gate:
         w = jax.lax.stop_gradient(w)
     return -(lambda_ce + lambda_f * alpha_y * focal) * l_y - lambda_h * w * entropy(log_p)

@@ -38,10 +38,12 @@ def focal(*, gamma: float = 3.0) -> Objective:
     return per_example("focal", "focal", partial(losses.focal, gamma=gamma))
 
 
-def flsd(*, gamma: float = 3.0) -> Objective:
+def flsd(
+    *, gamma: float = 3.0, gammas: tuple[float, float] = (5.0, 3.0), thresholds: tuple[float, float] = (0.2, 0.5)
+) -> Objective:
     """Sample-dependent focal loss; `gamma` is the exponent from p_y = 0.5 on."""
     within("flsd.gamma", gamma, 0.0)
-    return per_example("flsd", "flsd", partial(losses.flsd, gamma=gamma))
+    return per_example("flsd", "flsd", partial(losses.flsd, gamma=gamma, gammas=gammas, thresholds=thresholds))
 
 
 def dual_focal(*, gamma: float = 5.0) -> Objective:
@@ -79,10 +81,11 @@ def mdca(*, beta: float = 1.0, gamma: float = 0.0, alpha: float = 0.0) -> Object
     return blend((1, hard), (beta, per_batch("mdca", "mdca", losses.mdca)))
 
 
-def dca(*, beta: float = 1.0) -> Objective:
-    """NLL + beta * DCA."""
+def dca(*, alpha: float = 1.0, beta: float = 1.0) -> Objective:
+    """alpha * NLL + beta * DCA; the authors' own repository uses alpha = 1, beta = 10."""
+    within("dca.alpha", alpha, 0.0)
     within("dca.beta", beta, 0.0)
-    return blend((1, per_example("nll", "dca", losses.nll)), (beta, per_batch("dca", "dca", losses.dca)))
+    return blend((alpha, per_example("nll", "dca", losses.nll)), (beta, per_batch("dca", "dca", losses.dca)))
 
 
 def mmce(*, beta: float = 2.0, form: str = "weighted", width: float = 0.4, normalization: str = "code") -> Objective:
@@ -199,7 +202,7 @@ CALIBRATORS: dict[str, Method] = {
     ),
     "dca": _method(
         dca,
-        "NLL + β·|mean_i r_i - mean_i c_i|",
+        "α·NLL + β·|mean_i r_i - mean_i c_i|",
         "Liang et al. 2020; GB-TonyLiang/DCA",
     ),
     "mmce": _method(

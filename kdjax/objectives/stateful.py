@@ -77,7 +77,7 @@ def adafocal(
             state, confidence, hit, lam=lam, switch=switch, gamma_min=gamma_min, gamma_max=gamma_max
         )
 
-    return Objective(lambda spec: losses.adafocal_start(num_bins, gamma), apply, refresh)
+    return Objective(lambda spec: losses.adafocal_start(num_bins=num_bins, gamma=gamma), apply, refresh)
 
 
 class CRLState(NamedTuple):
@@ -107,7 +107,6 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float =
     within("crl.weight", weight, 0.0)
     one_of("crl.confidence", confidence, ("softmax", "entropy", "margin"))
     within("crl.normalizer", normalizer, 0.0)
-    scale = None if isinstance(normalizer, int | float) and normalizer == 0 else normalizer
 
     def init(spec: Spec) -> CRLState:
         return CRLState(jnp.zeros(spec.num_examples, jnp.int32), jnp.float32(spec.epochs))
@@ -117,8 +116,8 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float =
         index = need(batch, "index", "crl")
         seen = jnp.asarray(state.counts)
         most = jnp.maximum(epoch_of(progress, state.epochs), 1).astype(jnp.int32)
-        history = losses.crl_history(seen[index], jnp.min(seen), most)
-        ranking = losses.crl(logits, history, confidence=confidence, normalizer=scale, weight=batch.weight)
+        options = {"span": most - jnp.min(seen), "confidence": confidence, "normalizer": normalizer}
+        ranking = losses.crl(logits, seen[index], **options, weight=batch.weight)
         hard = weighted_mean(losses.nll(logits, labels), batch.weight)
         now = seen[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
         counts = seen.at[_scatter_index(index, batch, seen.shape[0])].max(now, mode="drop")

@@ -1,4 +1,4 @@
-"""Exact projections of a teacher's distribution onto CUD's constraints, eq. (2) (floor 1).
+"""Exact projections of a teacher's distribution onto CUD's constraints, eq. (2).
 
 The paper asks for the nearest q to p under mass constraints (R2 and the second half of R1) and entropy bounds (the
 first half of R1), and does not solve it. The masses have a closed form, the same for every f-divergence; the entropy
@@ -7,13 +7,15 @@ bounds are a temperature. All functions work per row, in log space and with fixe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.errors import Refused, one_of, within
+from kdjax.errors import Refused
+from kdjax.options import Scalar, at_least, between, choice, hyper
 from kdjax.targets.simple import EXCLUDED, FLOOR, entropy, temper
 
 _STEPS = 60
@@ -59,13 +61,14 @@ def _parts(near: Array, far: Array) -> tuple[Array, Array, Array]:
     return near, far, ~near & ~far
 
 
+@hyper(alpha=between(0, 1), eps=between(0, 1))
 def masses(
     log_p: Float[Array, "*B K"],
     near: Bool[Array, "*B K"],
     far: Bool[Array, "*B K"],
     *,
-    alpha: Any = 0.0,
-    eps: Any = 1.0,
+    alpha: Scalar = 0.0,
+    eps: Scalar = 1.0,
 ) -> Float[Array, "*B K"]:
     """Projection onto {q : q(near) >= alpha, q(far) <= eps}: one answer for every f-divergence.
 
@@ -89,8 +92,6 @@ def masses(
     Raises:
       Refused: Python numbers outside [0, 1].
     """
-    within("alpha", alpha, 0, 1)
-    within("eps", eps, 0, 1)
     log_p = temper(log_p, 1.0)
     groups = _parts(near, far)
     (la, in_n), (lb, in_w), (lc, in_o) = (_split(log_p, g) for g in groups)
@@ -110,7 +111,7 @@ def masses(
     return log_q
 
 
-def _reachable(alpha: Any, eps: Any, n: Array, w: Array, like: Array) -> tuple[Array, Array]:
+def _reachable(alpha: Scalar, eps: Scalar, n: Array, w: Array, like: Array) -> tuple[Array, Array]:
     """The constraints with those on empty groups removed: see `Projected.infeasible`."""
     alpha, eps = jnp.asarray(alpha, like.dtype), jnp.asarray(eps, like.dtype)
     return jnp.where(jnp.any(n, axis=-1), alpha, 0.0), jnp.where(jnp.all(w, axis=-1), 1.0, eps)
@@ -131,7 +132,7 @@ def multipliers(
     return mu, jnp.where(jnp.any(far, axis=-1), gain_o - gain_w, 0.0)
 
 
-def simplex(p: Float[Array, "*B K"], mask: Bool[Array, "*B K"], total: Any) -> Float[Array, "*B K"]:
+def simplex(p: Float[Array, "*B K"], mask: Bool[Array, "*B K"], total: Scalar) -> Float[Array, "*B K"]:
     """Euclidean projection of the masked entries onto {q >= 0, sum q = total}; 0 elsewhere.
 
     q = relu(p - theta) with theta = max_j (sum of the j largest - total) / j.
@@ -144,21 +145,20 @@ def simplex(p: Float[Array, "*B K"], mask: Bool[Array, "*B K"], total: Any) -> F
     return jnp.where(mask, jax.nn.relu(p - theta), 0.0)
 
 
+@hyper(alpha=between(0, 1), eps=between(0, 1))
 def masses_l2(
     p: Float[Array, "*B K"],
     near: Bool[Array, "*B K"],
     far: Bool[Array, "*B K"],
     *,
-    alpha: Any = 0.0,
-    eps: Any = 1.0,
+    alpha: Scalar = 0.0,
+    eps: Scalar = 1.0,
 ) -> Float[Array, "*B K"]:
     """As `masses`, for the squared Euclidean distance; probabilities in and out.
 
     The cases are those of `masses`; groups move by a common shift, clipped at 0, instead of a common factor: ratios
     are not kept and exact zeros appear.
     """
-    within("alpha", alpha, 0, 1)
-    within("eps", eps, 0, 1)
     n, w, o = _parts(near, far)
     alpha, eps = _reachable(alpha, eps, n, w, p)
     a, b = jnp.sum(jnp.where(n, p, 0.0), axis=-1), jnp.sum(jnp.where(w, p, 0.0), axis=-1)
@@ -173,15 +173,16 @@ def masses_l2(
     return jnp.where((low | high)[..., None], q, p)
 
 
+@hyper(alpha=between(0, 1), eps=between(0, 1), h_min=at_least(0), distance=choice("kl", "l2"))
 def project(
     log_p: Float[Array, "*B K"],
     near: Bool[Array, "*B K"],
     far: Bool[Array, "*B K"],
     *,
-    alpha: Any = 0.0,
-    eps: Any = 1.0,
-    h_min: Any = 0.0,
-    h_max: Any = None,
+    alpha: Scalar = 0.0,
+    eps: Scalar = 1.0,
+    h_min: Scalar = 0.0,
+    h_max: Scalar | None = None,
     distance: str = "kl",
 ) -> Projected:
     """The projection of eq. (2): argmin_q Dist(q, p) with q(near) >= alpha, q(far) <= eps, h_min <= H(q) <= h_max.
@@ -206,10 +207,8 @@ def project(
     Raises:
       Refused: unknown distance; entropy bounds with "l2" (no closed form); Python numbers out of range.
     """
-    one_of("distance", distance, ("kl", "l2"))
-    within("h_min", h_min, 0)
     if h_max is not None:
-        within("h_max", h_max, 0)
+        at_least(0)("project.h_max", h_max)
     log_p = temper(log_p, 1.0)
     one = jnp.ones(log_p.shape[:-1], log_p.dtype)
     never = jnp.zeros(log_p.shape[:-1], bool)
@@ -227,8 +226,9 @@ def project(
 
     h = entropy(at(0 * one))
     most = entropy(masses(jnp.zeros_like(log_p), near, far, alpha=alpha, eps=eps))
-    floor = jnp.minimum(jnp.asarray(h_min, log_p.dtype), 0.99 * most)
-    clamped = (floor < jnp.asarray(h_min, log_p.dtype)) & (h < jnp.asarray(h_min, log_p.dtype))
+    wanted = jnp.asarray(h_min, log_p.dtype)
+    floor = jnp.minimum(wanted, 0.99 * most)
+    clamped = (0.99 * most < wanted) & (h < wanted)
     ceiling = jnp.asarray(jnp.inf if h_max is None else h_max, log_p.dtype)
     up = _bisect(lambda x: entropy(at(x)) >= floor, 0 * one, _LOG_T * one)
     down = _bisect(lambda x: entropy(at(x)) <= ceiling, 0 * one, -_LOG_T * one)
@@ -238,7 +238,7 @@ def project(
     return Projected(log_q, jnp.exp(log_T), clamped, entropy(log_q) > ceiling + tol, infeasible)
 
 
-def _bisect(holds: Any, start: Array, end: Array) -> Array:
+def _bisect(holds: Callable[[Array], Array], start: Array, end: Array) -> Array:
     """The point nearest to `start` where `holds`, given that it is true towards `end`; `end` if it is true nowhere."""
 
     def halve(_, interval):
@@ -250,6 +250,7 @@ def _bisect(holds: Any, start: Array, end: Array) -> Array:
     return jax.lax.fori_loop(0, _STEPS, halve, (start, end))[1]
 
 
+@hyper(distance=choice("kl", "l2"))
 def top1(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, distance: str = "kl") -> Float[Array, "*B K"]:
     """Projection onto {q : q_y >= q_k for every k}: the label leads, or ties.
 
@@ -260,7 +261,6 @@ def top1(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, distance: str
     Raises:
       Refused: unknown distance.
     """
-    one_of("distance", distance, ("kl", "l2"))
     log_p = temper(log_p, 1.0)
     x = jnp.maximum(log_p, FLOOR) if distance == "kl" else jnp.exp(log_p)
     is_y = jnp.arange(x.shape[-1]) == labels[..., None]

@@ -1,4 +1,4 @@
-"""Shaping a teacher's distribution: the pointwise forms (floor 1).
+"""Shaping a teacher's distribution: the pointwise forms.
 
 A target takes log-probabilities `log_p` [..., K] (any logits of that distribution do) and returns normalized
 log-probabilities of the same shape. Class axis last, leading axes free; float32 at least, float64 when given float64.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.errors import positive, within
+from kdjax.options import Scalar, above, at_least, between, hyper
 
 EXCLUDED = -1e30
 """What a logit of -inf is read as: its class keeps probability exactly 0 and every gradient stays finite."""
@@ -30,13 +30,13 @@ def as_float(x: Any) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _per_row(T: Any, like: Array) -> Array:
+def _per_row(T: Scalar, like: Array) -> Array:
     """A temperature as something that divides [..., K]: a scalar, or one value per row."""
     T = jnp.asarray(T, like.dtype)
     return T[..., None] if T.ndim else T
 
 
-def temper(log_p: Float[Array, "*B K"], T: Any) -> Float[Array, "*B K"]:
+def temper(log_p: Float[Array, "*B K"], T: Scalar) -> Float[Array, "*B K"]:
     """softmax(log p / T) in log space, i.e. p^(1/T) renormalized.
 
     Args:
@@ -47,7 +47,7 @@ def temper(log_p: Float[Array, "*B K"], T: Any) -> Float[Array, "*B K"]:
     Raises:
       Refused: a Python number T <= 0.
     """
-    positive("T", T)
+    above(0)("T", T)
     log_p = jnp.maximum(as_float(log_p), EXCLUDED)
     return jax.nn.log_softmax(log_p / _per_row(T, log_p), axis=-1)
 
@@ -60,7 +60,7 @@ def entropy(log_p: Float[Array, "*B K"]) -> Float[Array, "*B"]:
 
 
 def top(log_p: Float[Array, "*B K"]) -> Int[Array, "*B"]:
-    """k*, the predicted class: the lowest index among ties."""
+    """k*, the predicted class: the lowest index among ties. Taken from the logits as given, before any rounding."""
     return jnp.argmax(log_p, axis=-1)
 
 
@@ -77,8 +77,9 @@ def _put(x: Array, k: Array, value: Array) -> Array:
     return jnp.where(jnp.arange(x.shape[-1]) == k[..., None], value[..., None], x)
 
 
+@hyper(eta=between(0, 1, open_low=True), m=between(0, 1, open_low=True))
 def wclip(
-    log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, eta: Any = 0.5, m: Any = 0.7
+    log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, eta: Scalar = 0.5, m: Scalar = 0.7
 ) -> Float[Array, "*B K"]:
     """W-Clip (CUD eqs. 4-8): a wrong teacher gives part of its top class's mass to the label.
 
@@ -101,10 +102,8 @@ def wclip(
 
     Source: Trust the uncertain teacher (CUD), arXiv 2602.12687, section 3.4.
     """
-    within("eta", eta, 0, 1, open_low=True)
-    within("m", m, 0, 1, open_low=True)
-    log_p = temper(log_p, 1.0)
     k = top(log_p)
+    log_p = temper(log_p, 1.0)
     l_y, l_k = _at(log_p, labels), _at(log_p, k)
     # delta / p_k*, exact however small p_y is; 0 where k* = y, and then both updates below are the identity.
     eta, m = jnp.asarray(eta, log_p.dtype), jnp.asarray(m, log_p.dtype)
@@ -120,12 +119,13 @@ def swap(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, 
 
     Source: Wen et al., Preparing lessons, arXiv 1911.07471.
     """
-    log_p = temper(log_p, 1.0)
     k = top(log_p)
+    log_p = temper(log_p, 1.0)
     return _put(_put(log_p, k, _at(log_p, labels)), labels, _at(log_p, k))
 
 
-def margin(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, c: Any = 0.0) -> Float[Array, "*B K"]:
+@hyper(c=between(0, 1, open_high=True))
+def margin(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, c: Scalar = 0.0) -> Float[Array, "*B K"]:
     """KL projection onto {q : q_y - q_k >= c}, k the label's strongest rival (k* where the teacher is wrong).
 
     q is proportional to p with p_y multiplied by t and p_k divided by it,
@@ -140,7 +140,6 @@ def margin(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, c: Any = 0.
     Raises:
       Refused: a Python number c outside [0, 1).
     """
-    within("c", c, 0, 1, open_high=True)
     log_p = temper(log_p, 1.0)
     safe = jnp.maximum(log_p, FLOOR)
     c = jnp.asarray(c, log_p.dtype)
@@ -157,7 +156,8 @@ def margin(log_p: Float[Array, "*B K"], labels: Int[Array, "*B"], *, c: Any = 0.
     return jnp.where(violated[..., None], moved, log_p)
 
 
-def standardize(logits: Float[Array, "*B K"], *, eps: float = 1e-7) -> Float[Array, "*B K"]:
+@hyper(eps=at_least(0))
+def standardize(logits: Float[Array, "*B K"], *, eps: Scalar = 1e-7) -> Float[Array, "*B K"]:
     """LSKD's Z(x) = (x - mean_j x) / (s + eps), s the standard deviation over classes with divisor K - 1.
 
     eps stands outside the root, as in the authors' code (the paper writes no eps). A constant row gives zeros; the

@@ -165,11 +165,10 @@ NOT_LOSSES: Mapping[str, str] = {
     "reverse_kl": "divergence of two log-distributions, inside kd",
     "jensen_shannon": "divergence of two log-distributions, inside kd",
     "same_classes": "shape check of the distillation losses",
-    "mask_absent_pair": "removal of absent examples",
+    "shares": "weights that sum to 1",
     "power_sum": "WTTM's weight of an example, of the teacher alone",
     "Levels": "the three levels of mlld",
-    "agreed": "rows on which the two networks agree",
-    "gate": "weight of the entropy term inside dus",
+    "zero_where_equal": "rows on which the two networks agree",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.errors import Refused
-from kdjax.losses.uncertainty import dus, gate
+from kdjax.losses.uncertainty import dus
 
 ONLY = {"lambda_ce": 0.0, "lambda_f": 0.0, "lambda_h": 0.0}
 
@@ -61,8 +61,15 @@ def test_limits():
     ce = -jax.nn.log_softmax(z)[:, 0]
     np.testing.assert_allclose(dus(z, y, **{**ONLY, "lambda_ce": 1.0}), ce)
     np.testing.assert_allclose(dus(z, y, **{**ONLY, "lambda_f": 1.0}, gamma=0.0), ce)
-    np.testing.assert_array_equal(gate(jnp.array([0.2, 0.5, 0.9])), [1.0, 0.0, 0.0])
-    np.testing.assert_allclose(gate(jnp.array([0.2, 1.0]), rho=2.0, beta=0.5), [1 + 2 * 0.8**0.5, 0.0])
+    # Entropy alone, of weight 1[p_y < tau] + rho (1 - p_y)^beta; p_y = 1/2 is not below tau = 1/2, jitted or not.
+    z, y = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]]), jnp.zeros(3, jnp.int32)
+    p, h = jax.nn.softmax(z)[:, 0], -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z), -1)
+    for weight, options in (
+        (jnp.array([0.0, 0.0, 1.0]), {}),
+        (jnp.array([0.0, 0.0, 1.0]) + 2 * (1 - p) ** 0.5, {"rho": 2.0, "beta": 0.5}),
+    ):
+        entropy_alone = jax.jit(lambda z, o=options: dus(z, y, **{**ONLY, "lambda_h": 1.0, **o}))
+        np.testing.assert_allclose(entropy_alone(z), -weight * h, rtol=1e-9)
 
 
 def test_the_gate_pays_for_lowering_the_label_only_when_its_gradient_flows():

@@ -13,9 +13,14 @@ The numbers live in `tests/parity/golden` (format in its README), or in the fold
         golden.sweep("focal", variant, check)
 
 - `sweep(objective, variant, check)` runs `check` on each case of one variant, with 64-bit on exactly when the
-  case is float64, collects the failures into one message, and fails when a case was not compared at all.
-- `case[name]` is an input array, cast to the case's dtype (integers to int32); `case.expected[name]` an
-  expected array or number; `case.steps` the resolved steps of a stateful case; `case.get(key)` other entries.
+  case is float64, collects the failures into one message, and fails when a case was not compared at all, or holds
+  a hyper-parameter or an expected value that the check did not read.
+- `case.hparams` and `case.expected` are mappings that record what is read. `**case.hparams` reads everything, so
+  pass it only to a function that takes every entry. `only(case, name=value)` is for an entry that the library has
+  no option for: it fails when the case holds another value; `not_ours(case, *names)` is for entries that describe the
+  reference's own search.
+- `case[name]` is an input array, cast to the case's dtype (integers to int32); `case.steps` the resolved steps
+  of a stateful case; `case.get(key)` other entries.
 - `match(case, found, name="loss")` compares within the case's tolerance (`rtol=`, `atol=` override it; an
   array instead of a name is compared as it is); where the authors' code is not finite, finiteness counts.
 - `match_gradient(case, found, name="grad_logits")` uses the wider tolerance of the README, understands
@@ -30,7 +35,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,11 +66,39 @@ def _resolve(value: Any) -> Any:
     return value
 
 
+class Recorded(Mapping[str, Any]):
+    """A mapping that remembers which of its entries were read."""
+
+    def __init__(self, entries: Mapping[str, Any]):
+        self.entries = dict(entries)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.entries[name]
+        self.read.add(name)
+        return _resolve(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    @property
+    def unread(self) -> set[str]:
+        return self.entries.keys() - self.read
+
+
 class Case(NamedTuple):
     """One entry of an index file, with the file's own defaults under it."""
 
     objective: str
     entry: dict[str, Any]
+    hparams: Recorded
+    expected: Recorded
 
     @property
     def id(self) -> str:
@@ -76,16 +109,8 @@ class Case(NamedTuple):
         return self.entry["variant"]
 
     @property
-    def hparams(self) -> dict[str, Any]:
-        return dict(self.entry.get("hparams") or {})
-
-    @property
     def dtype(self) -> str:
         return self.entry.get("dtype", "float64")
-
-    @property
-    def expected(self) -> dict[str, Any]:
-        return _resolve(self.entry["expected"])
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -109,7 +134,12 @@ class Case(NamedTuple):
 def _index(objective: str) -> tuple[Case, ...]:
     index = json.loads((ROOT / f"{objective}.json").read_text())
     shared = {key: index[key] for key in ("dtype", "rtol", "atol") if key in index}
-    return tuple(Case(objective, {**shared, **entry}) for entry in index["cases"])
+    return tuple(
+        Case(
+            objective, {**shared, **entry}, Recorded(entry.get("hparams") or {}), Recorded(entry.get("expected") or {})
+        )
+        for entry in index["cases"]
+    )
 
 
 def objectives() -> list[str]:
@@ -124,6 +154,19 @@ def variants(objective: str) -> set[str]:
 def cases(objective: str, variant: str | None = None) -> list[Case]:
     """The cases of an objective, in the order of its index file."""
     return [case for case in _index(objective) if variant in (None, case.variant)]
+
+
+def only(case: Case, **fixed: Any) -> None:
+    """Asserts that entries which the library cannot vary hold the one value it has, where the case names them."""
+    for name, value in fixed.items():
+        if name in case.hparams:
+            assert case.hparams[name] == value, f"{name} is {case.hparams[name]!r}; kdjax has {value!r} only"
+
+
+def not_ours(case: Case, *names: str) -> None:
+    """Entries that say how the reference searched, and that no value compared here depends on."""
+    for name in names:
+        case.hparams.get(name)
 
 
 def compared(case: Case) -> None:
@@ -157,9 +200,12 @@ def match_gradient(case: Case, found: Any, name: str = "grad_logits", *, ties: b
     found = np.asarray(found, np.float64)
     compared(case)
     assert np.all(np.isfinite(found)), f"{name}: not finite"
-    if case.get("official_nonfinite") or (case.get("grad_tie_sensitive") and not ties):
-        return
     expected = case.expected
+    parts = [part for part in (name, "grad_rows", "grad_l2") if part in expected]
+    if case.get("official_nonfinite") or (case.get("grad_tie_sensitive") and not ties):
+        for part in parts:
+            expected.get(part)
+        return
     rtol, atol = 100 * case.get("rtol", 1e-9), 1e-9 if case.dtype == "float64" else 1e-5
     rows = expected.get("grad_rows")
     if rows is not None:
@@ -173,11 +219,17 @@ def sweep(objective: str, variant: str, check: Callable[[Case], None]) -> None:
     """Runs `check` on every case of one variant and fails once, naming all cases that failed."""
     failures = []
     for case in cases(objective, variant):
+        case.hparams.read.clear()
+        case.expected.read.clear()
         try:
             with jax.enable_x64(case.dtype == "float64"):
                 check(case)
             if case.id not in COMPARED.get(objective, set()):
                 failures.append(f"{case.id}: nothing was compared")
+            if case.hparams.unread:
+                failures.append(f"{case.id}: hyper-parameters {sorted(case.hparams.unread)} were not read")
+            if case.expected.unread and not case.get("official_nonfinite"):
+                failures.append(f"{case.id}: expected values {sorted(case.expected.unread)} were not read")
         except AssertionError as error:
             failures.append(f"{case.id}: {str(error).splitlines()[0] if str(error) else 'assertion failed'}")
     assert not failures, f"{len(failures)} of {len(cases(objective, variant))} cases:\n" + "\n".join(failures)

@@ -12,6 +12,17 @@ from kdjax.transforms import mix
 from kdjax.types import Batch, Output, Spec
 from tests.parity import golden
 
+
+def bare(loss, **options):
+    """A statistic of the batch without a label loss."""
+    return objectives.stateless(loss.__name__, lambda b, o, _: loss(o.logits, b.label, **options))
+
+
+def flsd(hp):
+    gammas, thresholds = tuple(hp["gammas"]), tuple(hp["p_thresholds"])
+    return objectives.build("flsd", gamma=hp["gamma_above_half"], gammas=gammas, thresholds=thresholds)
+
+
 # variant -> how its case becomes a registered objective; "sum" cases are the mean times the batch size.
 STATELESS = {
     "ce": {"ce": lambda hp: objectives.build("nll")},
@@ -25,26 +36,22 @@ STATELESS = {
         "focal_sum": lambda hp: objectives.build("focal", **hp),
     },
     "flsd": {
-        "flsd_mean": lambda hp: objectives.build("flsd", gamma=hp["gamma_above_half"]),
-        "flsd_sum": lambda hp: objectives.build("flsd", gamma=hp["gamma_above_half"]),
+        "flsd_mean": lambda hp: flsd(hp),
+        "flsd_sum": lambda hp: flsd(hp),
     },
     "mdca": {
-        "mdca_term": lambda hp: objectives.stateless("mdca", lambda b, o, _: losses.mdca(o.logits, b.label)),
+        "mdca_term": lambda hp: bare(losses.mdca, **hp),
         "nll_mdca": lambda hp: objectives.build("mdca", **hp),
         "fl_mdca": lambda hp: objectives.build("mdca", **hp),
         "ls_mdca": lambda hp: objectives.build("mdca", **hp),
     },
     "dca": {
         "ce_plus_dca": lambda hp: objectives.build("dca", **hp),
-        "ce_plus_dca_orig": lambda hp: objectives.build("dca", beta=hp["beta"]),
+        "ce_plus_dca_orig": lambda hp: objectives.build("dca", **hp),
     },
     "mmce": {
-        "mmce_m": lambda hp: objectives.stateless(
-            "mmce", lambda b, o, _: losses.mmce(o.logits, b.label, width=hp["kernel_width"])
-        ),
-        "mmce_w": lambda hp: objectives.stateless(
-            "mmce", lambda b, o, _: losses.mmce_weighted(o.logits, b.label, width=hp["kernel_width"])
-        ),
+        "mmce_m": lambda hp: bare(losses.mmce, width=hp["kernel_width"]),
+        "mmce_w": lambda hp: bare(losses.mmce_weighted, width=hp["kernel_width"]),
         "ce_plus_mmce_m": lambda hp: objectives.build(
             "mmce", form="unweighted", beta=hp["lam"], width=hp["kernel_width"]
         ),
@@ -93,17 +100,22 @@ def test_stateless(objective, variant):
         return jax.value_and_grad(loss, has_aux=True)(logits)
 
     def check(case):
-        (loss, terms), grad = value_and_grad(case["logits"], case["labels"], case.hparams)
+        STATELESS[objective][variant](case.hparams)  # outside the trace: records what is read, and checks the ranges
+        (loss, terms), grad = value_and_grad(case["logits"], case["labels"], case.hparams.entries)
         assert loss.dtype == grad.dtype == case.dtype
         scale = len(case["labels"]) if case.get("reduction") == "sum" else 1
         loss, grad = scale * loss, scale * grad
         golden.match(case, loss)
         # MMCE's tied gradients are rounding noise in the reference; all others follow the first maximum.
         golden.match_gradient(case, grad, ties=objective != "mmce")
-        if "loss_ce" in case.expected:
-            golden.match(case, terms.losses["nll"], "loss_ce")
-        if "loss_margin" in case.expected:
-            golden.match(case, jnp.mean(losses.mbls(case["logits"], margin=case.hparams["margin"])), "loss_margin")
+        hp = case.hparams
+        parts = {
+            "loss_ce": lambda: terms.losses["nll"],
+            "loss_margin": lambda: jnp.mean(losses.mbls(case["logits"], margin=hp["margin"])),
+            "reg": lambda: terms.losses["acls"] / hp["alpha"],
+        }
+        for name in parts.keys() & case.expected.keys():
+            golden.match(case, parts[name](), name)
 
     golden.sweep(objective, variant, check)
 
@@ -112,6 +124,7 @@ def test_mixup():
     apply = door(objectives.build("mixup"))
 
     def check(case):
+        objectives.build("mixup", alpha=case.hparams["beta_alpha"])  # of the draw alone, whose outcome is given
         logits, labels, lam, perm = case["logits"], case["labels"], case["lam"], case["perm"]
         mixed = mix(Batch(case["x"], label=labels), lam, perm, logits.shape[1])
         assert mixed.label is None
@@ -131,12 +144,13 @@ def test_mixup():
 
 
 def test_adafocal():
-    apply = door(objectives.build("adafocal", reduction="sum"))
+    apply = {kind: door(objectives.build("adafocal", reduction=kind)) for kind in ("sum", "mean")}
 
     def check(case):
+        assert len(case["gamma"]) == case.hparams["num_bins"]
         state = losses.AdaFocalState(case["gamma"], case["bin_lower"], case["bin_upper"])
         batch = Batch(None, label=case["labels"])
-        loss, grad, _, _ = apply(batch, case["logits"], state)
+        loss, grad, _, _ = apply[case.get("reduction", "sum")](batch, case["logits"], state)
         golden.match(case, loss)
         golden.match_gradient(case, grad)
         chosen = losses.adafocal_bin(losses.true_probability(case["logits"], case["labels"]), state)
@@ -183,15 +197,12 @@ def test_adafocal_updates():
 def test_crl(variant):
     def check(case):
         hp, steps = case.hparams, case.steps
-        objective = objectives.build(
-            "crl",
-            confidence=hp["rank_target"],
-            weight=hp["rank_weight"],
-            normalizer=hp["entropy_normaliser"],
-        )
+        normalizer = hp["entropy_normaliser"]  # of the entropy alone
+        entropy_only = {"normalizer": normalizer} if hp["rank_target"] == "entropy" else {}
+        objective = objectives.build("crl", confidence=hp["rank_target"], weight=hp["rank_weight"], **entropy_only)
         apply = door(objective)
-        n = len(steps[0]["inputs"]["correctness_before"])
-        state = objective.init(Spec(n, 10, epochs=len(steps)))
+        n, k = len(steps[0]["inputs"]["correctness_before"]), steps[0]["inputs"]["batches"][0]["logits"].shape[-1]
+        state = objective.init(Spec(n, k, epochs=len(steps)))
         for step in steps:
             golden.match(case, state.counts, step["inputs"]["correctness_before"])
             for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
@@ -211,12 +222,11 @@ def test_crl(variant):
 def test_crl_all_correct():
     def check(case):
         counts, most, index = case["correctness"], int(case["max_correctness"]), case["index"]
-        history = losses.crl_history(counts[index], counts.min(), most)
-        golden.match(case, history)
-        difference = history - jnp.roll(history, -1)
-        np.testing.assert_array_equal(jnp.sign(difference), case.expected["rank_target"])
+        golden.match(case, losses.crl_history(counts[index], counts.min(), most), "rank_margin")
+        here = counts[index]
+        np.testing.assert_array_equal(np.sign(here - np.roll(here, -1)), case.expected["rank_target"])
         logits = jnp.tile(jnp.arange(5.0), (len(index), 1))
-        value, grad = jax.value_and_grad(losses.crl)(logits, history)
+        value, grad = jax.jit(jax.value_and_grad(losses.crl))(logits, here, span=most - counts.min())
         assert value == 0 and not grad.any()
 
     golden.sweep("crl", "hazard", check)

@@ -23,31 +23,25 @@ def ce(z, y):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1))
 
 
-# Hyper-parameters are traced, so that cases of one shape share a compiled function.
+def of(soft):
+    """Loss, its two parts and the gradient of hard * NLL + weight * mean(soft); hyper-parameters are traced, so that
+    cases of one shape share a compiled function."""
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def total(z, t, y, hard, weight, options):
+        parts = hard * ce(z, y), weight * jnp.mean(soft(z, t, y, **options))
+        return sum(parts), parts
+
+    return total
 
 
-@jax.jit
-@jax.value_and_grad
-def kd_total(z, t, y, hard, soft, T):
-    return hard * ce(z, y) + soft * jnp.mean(kd(z, t, T=T))
-
-
-@jax.jit
-@jax.value_and_grad
-def lskd_total(z, t, y, hard, soft, T):
-    return hard * ce(z, y) + soft * jnp.mean(lskd(z, t, T=T))
-
-
-@jax.jit
-@jax.value_and_grad
-def dkd_total(z, t, y, hard, ramp, alpha, beta, T):
-    return hard * ce(z, y) + ramp * jnp.mean(dkd(z, t, y, alpha=alpha, beta=beta, T=T))
-
-
-@jax.jit
-@jax.value_and_grad
-def lskd_dkd_total(z, t, y, alpha, beta, T):
-    return jnp.mean(dkd(standardize(z), standardize(t), y, alpha=alpha, beta=beta, T=T))
+TOTALS = {
+    "kd": of(lambda z, t, y, **o: kd(z, t, **o)),
+    "dkd": of(lambda z, t, y, **o: dkd(z, t, y, **o)),
+    "lskd": of(lambda z, t, y, **o: lskd(z, t, **o)),
+    "lskd_dkd": of(lambda z, t, y, *, eps, **o: dkd(standardize(z, eps=eps), standardize(t, eps=eps), y, **o)),
+}
 
 
 @partial(jax.jit, static_argnames=("temperatures", "standardize"))
@@ -58,18 +52,21 @@ def mlld_total(weak, strong, t, y, hard, soft, T, *, temperatures, standardize):
     return hard * (ce(weak, y) + ce(strong, y)) + soft * sum(levels), levels
 
 
-def against(case, total, *options):
-    loss, grad = total(case["logits"], case["teacher_logits"], case["labels"], *options)
-    golden.match(case, loss)
+def against(case, loss, hard, weight, **options):
+    (value, parts), grad = TOTALS[loss](case["logits"], case["teacher_logits"], case["labels"], hard, weight, options)
+    golden.match(case, value)
     golden.match_gradient(case, grad)
+    for name, part in zip(("loss_ce", "loss_kd"), parts, strict=True):
+        if name in case.expected:
+            golden.match(case, part, name)
 
 
 @pytest.mark.parametrize("variant", sorted(COVERS["kd"]))
 def test_kd(variant):
     def check(case):
         h = case.hparams
-        soft = h.get("kd_weight", h.get("alpha"))
-        against(case, kd_total, h.get("ce_weight", 1 - soft), soft, h["T"])
+        soft = h["kd_weight"] if "kd_weight" in h else h["alpha"]
+        against(case, "kd", h["ce_weight"] if "ce_weight" in h else 1 - soft, soft, T=h["T"])
 
     golden.sweep("kd", variant, check)
 
@@ -79,7 +76,7 @@ def test_dkd(variant):
     def check(case):
         h = case.hparams
         ramp = min(h["epoch"] / h["warmup"], 1.0) if "warmup" in h else 1.0
-        against(case, dkd_total, h.get("ce_weight", 0.0), ramp, h["alpha"], h["beta"], h["T"])
+        against(case, "dkd", h.get("ce_weight", 0.0), ramp, alpha=h["alpha"], beta=h["beta"], T=h["T"])
 
     golden.sweep("dkd", variant, check)
 
@@ -87,7 +84,8 @@ def test_dkd(variant):
 def test_lskd_kd():
     def check(case):
         h = case.hparams
-        against(case, lskd_total, h["ce_weight"], h["kd_weight"], h["base_T"])
+        golden.only(case, ddof=1)
+        against(case, "lskd", h["ce_weight"], h["kd_weight"], T=h["base_T"], eps=h["eps"])
 
     golden.sweep("lskd", "lskd_kd", check)
 
@@ -95,7 +93,8 @@ def test_lskd_kd():
 def test_lskd_dkd():
     def check(case):
         h = case.hparams
-        against(case, lskd_dkd_total, h["alpha"], h["beta"], h["T"])
+        golden.only(case, ddof=1)
+        against(case, "lskd_dkd", 0.0, 1.0, alpha=h["alpha"], beta=h["beta"], T=h["T"], eps=h["eps"])
 
     golden.sweep("lskd", "lskd_dkd", check)
 
@@ -117,6 +116,8 @@ def test_mlld(variant):
             standardize=variant == "mlld_logit_stand",
         )
         golden.match(case, loss)
+        hard = h["ce_weight"] * (ce(case["logits"], case["labels"]) + ce(case["logits_strong"], case["labels"]))
+        golden.match(case, hard, "loss_ce")
         for name, level in zip(("loss_kd", "loss_cc", "loss_bc"), levels, strict=True):
             golden.match(case, h["kd_weight"] * level, name)
         golden.match_gradient(case, grads[0])

@@ -27,6 +27,10 @@ def _bins(case):
     return case.hparams["n_bins"]
 
 
+def _threshold(case):
+    return case.hparams["threshold"]
+
+
 def _inner(bins):
     """Error summed over all bins but the extra first one, whose members lie in no bin of the reference."""
     return (bins.weight * abs(bins.gap))[..., 1:].sum(-1)
@@ -93,7 +97,9 @@ REFERENCES = {
     "kdc_oe": lambda c: metrics.oe(*_top(c), bins=_bins(c)),
     "kdc_sce": lambda c: _inner(metrics.binned(_probs(c), _onehot(c), bins=_bins(c), ends="extra")).mean(),
     "kdc_ace": lambda c: metrics.ace_classwise_kdc(_probs(c), c["labels"], bins=_bins(c)),
-    "kdc_tace_0.01": lambda c: metrics.ace_classwise_kdc(_probs(c), c["labels"], bins=_bins(c), threshold=0.01),
+    "kdc_tace_0.01": lambda c: metrics.ace_classwise_kdc(
+        _probs(c), c["labels"], bins=_bins(c), threshold=_threshold(c)
+    ),
     "kdc_brier": lambda c: metrics.brier(_probs(c), c["labels"]),
     "jp_sce": lambda c: _inner(metrics.binned(_probs(c), _jonathan_pearce(c), bins=_bins(c), ends="extra")).mean(),
     "jp_ace": lambda c: _strided(c, _jonathan_pearce(c)),
@@ -110,7 +116,7 @@ REFERENCES = {
     "gce_ece": lambda c: _top_bins(c, closed="left", ends="extra").ece,
     "gce_sce": _gce_sce,
     "gce_ace": lambda c: metrics.ace_classwise(_probs(c), c["labels"], bins=_bins(c)),
-    "gce_tace_0.01": lambda c: metrics.tace(_probs(c), c["labels"], bins=_bins(c), threshold=0.01),
+    "gce_tace_0.01": lambda c: metrics.tace(_probs(c), c["labels"], bins=_bins(c), threshold=_threshold(c)),
     "gce_top_adaptive": lambda c: (
         metrics.binned(*_top(c), bins=metrics.rounded_edges(np.sort(_top(c)[0]), _bins(c)), closed="left").ece
     ),
@@ -132,7 +138,7 @@ REFERENCES = {
     "crl_eaurc": lambda c: metrics.eaurc(*_top(c)),
     "crl_aupr_error": lambda c: metrics.aupr(*_top(c), positives="errors"),
     "crl_fpr95": lambda c: metrics.fpr_at_tpr(*_top(c), rule="nearest"),
-    "pskd_ece10_percent": lambda c: 100 * metrics.ece(*_top(c), bins=10),
+    "pskd_ece10_percent": lambda c: 100 * metrics.ece(*_top(c), bins=c.hparams.get("n_bins", 10)),
 }
 TOP_K = {"kdc_top1_percent", "kdc_topk_percent"}
 COVERS = {"metrics": set(REFERENCES) | TOP_K}
