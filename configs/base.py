@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from kdjax import models, objectives, posthoc
 from kdjax.errors import Refused, nearest
 from kdjax.recipes import Data, Distill, Recipe
-from kdjax.train import Run
+from kdjax.settings import Settings
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     # FL + MDCA, as KD(C) and the MDCA paper train it; the library's own default is NLL + MDCA.
@@ -57,7 +57,7 @@ def base(data: str) -> ConfigDict:
             },
             # One replicate a seed; the split is shared, initialization, order and augmentation are not.
             "seeds": (0,),
-            "run": dataclasses.asdict(Run()),
+            "run": dataclasses.asdict(Settings()),
         }
     )
     choose_data(config, data)

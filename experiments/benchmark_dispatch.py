@@ -17,8 +17,10 @@ import optax
 
 from experiments.spread import spread
 from kdjax import data, objectives, step, teachers
-from kdjax.recipes import Distill, Parts, Recipe, parts
-from kdjax.trainer import Task, Trainer
+from kdjax.parts import Parts, parts
+from kdjax.recipes import Distill, Recipe
+from kdjax.tasks import Task
+from kdjax.trainer import Trainer
 from kdjax.transforms import chain
 from kdjax.types import Model, Output
 
@@ -31,7 +33,7 @@ def empty(leaves: int) -> Model:
     def init(key, inputs):
         return {"params": {f"w{i:04d}": jnp.zeros(()) for i in range(leaves)}, "batch_stats": {}}
 
-    def apply(variables, inputs, train, key):
+    def apply(variables, inputs, *, train, key=None):
         total = sum(jax.tree.leaves(variables["params"]), jnp.float32(0))
         return Output(jnp.full((inputs.shape[0], 2), total)), variables["batch_stats"]
 
@@ -43,9 +45,8 @@ def empty_trainer(leaves: int, calls: int) -> Trainer:
     x, y = np.arange(calls + 2, dtype=np.float32)[:, None], np.zeros(calls + 2, np.int32)
     train, calibration, test = (x[2:], y[2:]), (x[:1], y[:1]), (x[1:2], y[1:2])
     own = data.from_arrays(train, test, calibration, num_classes=2, normalization="none")
-    identity = chain()
     pieces = Parts(
-        empty(leaves), objectives.build("nll"), optax.sgd(0.1, 0.9), optax.constant_schedule(0.1), identity, identity
+        empty(leaves), objectives.build("nll"), optax.sgd(0.1, 0.9), optax.constant_schedule(0.1), chain(), own.prepare
     )
     return Trainer(Task(pieces, own, None, 1, 1, 0), devices=1, steps_per_call=1)
 
@@ -79,7 +80,7 @@ def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
     measure("jax.jit of x + 1 on as many leaves", bare, jax.tree.map(jnp.array, state))
     measure(
         "kdjax.step.train_step",
-        lambda s: program(s, trainer.train_data, row, trainer.teacher_variables, seed)[0],
+        lambda s: program(s, trainer.feed, row, trainer.teacher_variables, seed)[0],
         jax.tree.map(jnp.array, state),
     )
     loop = trainer.steps(state)
@@ -103,7 +104,7 @@ def traces() -> list[dict[str, Any]]:
 
     own = data.from_arrays(split(80), split(24), split(16), num_classes=4)
     teacher = Recipe(model="mlp", method="adafocal", epochs=EPOCHS, batch_size=16, transform=("pad_crop", "flip"))
-    student = dataclasses.replace(teacher, distill=Distill("kd", (("T", 4.0),)))
+    student = dataclasses.replace(teacher, distill=Distill("kd", {"T": 4.0}))
     pieces = parts(teacher, own)
     taught = Trainer(Task(pieces, own, None, EPOCHS, 16, 0), devices=1)
     rows = _traces("teacher", taught)
@@ -118,14 +119,13 @@ def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
     for _ in range(EPOCHS):
         for state, _ in trainer.steps(state):
             pass
-        logits = trainer.predict(state.variables, own.calibration)
-        state = trainer.refresh(state, logits, own.calibration.label)
+        state, _ = trainer.refreshed(state, evaluate=True)
     calibration = trainer._predict.traces
     trainer.predict(state.variables, own.test)
     found = {
         ("train", "train_step"): sum(program.traces for program in calls),
         ("calibration", "predict_step"): calibration,
-        ("calibration", "refresh_step"): step.refresh_step(objective, trainer.mesh).traces,
+        ("calibration", "refresh_step"): step.refresh_step(objective=objective, mesh=trainer.mesh).traces,
         ("test", "predict_step"): trainer._predict.traces - calibration,
     }
     return [{"stage": stage, "split": a, "program": b, "traces": n} for (a, b), n in found.items()]

@@ -26,12 +26,12 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "matplotlib", "grain", "sklearn", 
 
 
 def imports(n: int = 5) -> list[dict[str, Any]]:
-    """Seconds of `import kdjax` and of `import kdjax.train` (all a run needs), and the heavy packages they pull in.
+    """Seconds of `import kdjax` and of `import kdjax.runs` (all a run needs), and the heavy packages they pull in.
 
     Each in n fresh processes; the interpreter's own start is not counted.
     """
     rows = []
-    for module in ("kdjax", "kdjax.train"):
+    for module in ("kdjax", "kdjax.runs"):
         code = (
             "import sys, time, json; t = time.perf_counter(); "
             f"import {module}; t = time.perf_counter() - t; "
@@ -92,9 +92,11 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
     began = time.perf_counter()
     marks: dict[str, float] = {}
 
-    from kdjax import metrics, stages, teachers, train
-    from kdjax.recipes import Recipe, from_dict, parts
-    from kdjax.trainer import Task, Trainer
+    from kdjax import metrics, runs, settings, stages, teachers
+    from kdjax.parts import parts
+    from kdjax.recipes import Recipe, from_dict
+    from kdjax.tasks import Task
+    from kdjax.trainer import Trainer
 
     def mark(what: str) -> None:
         marks[what] = round(peak_mb(), 1)
@@ -107,7 +109,7 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
     mark("data set loaded")
     teacher = None
     for who, recipe in whole.items():
-        pieces = parts(recipe.check(), own)
+        pieces = parts(recipe, own)
         trainer = Trainer(Task(pieces, own, teacher, recipe.epochs, recipe.batch_size, recipe.seed))
         state = trainer.init()
         for state, _ in trainer.steps(state, stop=steps):
@@ -118,7 +120,7 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
         teacher = teachers.frozen(pieces.model, state.variables)
     short = {who: _shortened(recipe) for who, recipe in whole.items()}
     taught = stages.Stage(short["teacher"], name="teacher")
-    train.run_all([stages.Stage(short["student"], taught, name="student")], train.Run(workdir=workdir))
+    runs.run_all([stages.Stage(short["student"], taught, name="student")], settings.Settings(workdir=workdir))
     mark("one epoch of both as stages, with files")
     return {
         "peak_mb": round(peak_mb(), 1),

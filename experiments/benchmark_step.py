@@ -15,7 +15,8 @@ from scipy import stats
 from experiments import peers
 from experiments.spread import Spread, spread
 from kdjax import data, provenance, teachers
-from kdjax.recipes import Distill, Optimizer, Recipe, parts
+from kdjax.parts import parts
+from kdjax.recipes import Distill, Optimizer, Recipe
 from kdjax.trainer import Task, Trainer
 from kdjax.types import Batch, Dataset, Model
 
@@ -149,13 +150,13 @@ def work(s: Settings) -> Work:
     own = pixels(s, max(1, s.examples // (s.batch * per_call)) * s.batch * per_call)
     recipe = Recipe(
         model=s.student,
-        distill=Distill("kd", (("T", hyper.T),), alpha=hyper.alpha),
+        distill=Distill("kd", {"T": hyper.T}, alpha=hyper.alpha),
         transform=("pad_crop", "flip"),
         optimizer=Optimizer(lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, schedule="constant"),
         epochs=1000,
         batch_size=s.batch,
         precision=s.precision,
-    ).check()
+    )
     taught = parts(dataclasses.replace(recipe, model=s.teacher, distill=None), own).model
     example = jax.ShapeDtypeStruct((1, s.size, s.size, 3), jnp.float32)
     variables = jax.device_get(taught.init(jax.random.key(1), example))

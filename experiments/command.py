@@ -27,7 +27,7 @@ import configs
 from configs.base import choose, choose_data, roles
 from kdjax.errors import Refused, nearest
 from kdjax.launch import PATIENCE
-from kdjax.train import Run
+from kdjax.settings import Settings
 
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 HELP = ("-h", "--h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort")
@@ -105,7 +105,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         _choices(argv, config)
         for field in typed:
             _known(field, config)
-        if config.run.workdir == Run.workdir:
+        if config.run.workdir == Settings.workdir:
             config.run.workdir = workdir
     rest = _without(argv, "config", "import")
     try:

@@ -18,7 +18,21 @@ from rich.text import Text
 
 from experiments import command, stored
 from experiments.command import Command
-from kdjax import checkpoints, console, launch, meeting, metrics, objectives, provenance, report, stages, step, train
+from kdjax import (
+    checkpoints,
+    console,
+    launch,
+    layout,
+    meeting,
+    metrics,
+    objectives,
+    provenance,
+    report,
+    results,
+    runs,
+    settings,
+    stages,
+)
 from kdjax.errors import Refused, literal
 from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
@@ -78,19 +92,19 @@ def call(
         run(given)
         return 0
     except Refused as error:
-        return _stop(f"refused: {error}", train.EXIT_REFUSED)
+        return _stop(f"refused: {error}", settings.EXIT_REFUSED)
     except Diverged as error:
-        return _stop(f"stopped: {error}", train.EXIT_INTERNAL)
-    except (train.Interrupted, meeting.Lost) as error:
-        return _stop(f"stopped: {error}", train.EXIT_INTERRUPTED)
+        return _stop(f"stopped: {error}", settings.EXIT_INTERNAL)
+    except (settings.Interrupted, meeting.Lost) as error:
+        return _stop(f"stopped: {error}", settings.EXIT_INTERRUPTED)
     except OSError as error:
-        return _stop(f"stopped: {error}", train.EXIT_IO)
+        return _stop(f"stopped: {error}", settings.EXIT_IO)
     except KeyboardInterrupt:
         sentence = "stopped: interrupted; what is finished stays, run the same command to go on."
-        return _stop(sentence, train.EXIT_INTERRUPTED)
+        return _stop(sentence, settings.EXIT_INTERRUPTED)
     except Exception:  # what nobody foresaw keeps its traceback and gets the internal exit code
         traceback.print_exc()
-        return train.EXIT_INTERNAL
+        return settings.EXIT_INTERNAL
 
 
 def _stop(sentence: str, code: int) -> int:
@@ -128,30 +142,34 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.model} {recipe.distill.method}{temperature}"
 
 
-def settings(config: ConfigDict) -> train.Run:
-    return from_dict(train.Run, config.run.to_dict(), "config.run")
+def run_settings(config: ConfigDict) -> settings.Settings:
+    """`config.run` as the frozen dataclass."""
+    return from_dict(settings.Settings, config.run.to_dict(), "config.run")
 
 
-def execute(given: Command, targets: Sequence[Stage]) -> dict[str, train.Result] | None:
+def execute(given: Command, targets: Sequence[Stage]) -> dict[str, results.Result] | None:
     """Runs the stages and returns the results to the one process that reports; None elsewhere and under --plan.
 
     Raises:
       Refused: whatever a run would refuse, under --plan too.
+      Diverged: some stages did; the others are finished.
     """
-    run = settings(given.config).check()
+    run = run_settings(given.config).check()
     if given.plan:
         for stage in stages.order(targets):
-            step.check_batch(stage.recipe.batch_size, step.mesh(run.devices))
+            layout.check_batch(stage.recipe.batch_size, layout.mesh(run.devices))
         planned = stages.plan(targets, Path(run.workdir))
         if is_primary():
             show_plan(planned)
         return None
     reporter = console.reporter() if is_primary() else console.Silent()
     try:
-        results = train.run_all(targets, run, reporter)
+        outcome = runs.run_all(targets, run, reporter)
     finally:
         reporter.close()
-    return results if is_primary() else None
+    if outcome.failures:
+        raise Diverged("; ".join(outcome.failures.values()))
+    return outcome.results if is_primary() else None
 
 
 def show_plan(planned: Sequence[stages.Planned]) -> None:
@@ -210,7 +228,7 @@ def _method(name: str, given: Mapping[str, Any]) -> str:
     return f"{name}({options})" if options else name
 
 
-def rows(results: dict[str, train.Result], groups: dict[str, list[Stage]]) -> list[report.Row]:
+def rows(results: dict[str, results.Result], groups: dict[str, list[Stage]]) -> list[report.Row]:
     """One table row a group: the test metrics of its stages, one a seed."""
     return [
         report.Row(name, [dict(results[s.id].metrics["test"]) for s in members]) for name, members in groups.items()
@@ -235,7 +253,7 @@ def publish(given: Command, name: str, rows: Sequence[report.Row], **extra: Any)
     return table
 
 
-def pooled(results: dict[str, train.Result], members: Sequence[Stage]) -> Any:
+def pooled(results: dict[str, results.Result], members: Sequence[Stage]) -> Any:
     """The reliability bins of a group, its seeds' test examples pooled."""
     bins = [metrics.reliability(*results[s.id].logits("test")) for s in members]
     total = bins[0]

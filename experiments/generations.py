@@ -24,7 +24,7 @@ def run(given: Command) -> None:
     groups: dict[str, list[Stage]] = {}
     for seed in config.seeds:
         teacher, student = common.pair(config, seed)
-        plain = dataclasses.replace(teacher.recipe, method="nll", options=())
+        plain = dataclasses.replace(teacher.recipe, method="nll", options={})
         chains = {
             "KD(UC)": Stage(plain, name=f"{common.label(plain)} generation 0 seed {seed}"),
             "KD(C)": dataclasses.replace(teacher, name=f"{common.label(teacher.recipe)} generation 0 seed {seed}"),

@@ -214,7 +214,7 @@ def macs(model: Model, variables: PyTree, inputs: Any) -> int:
     Args:
       inputs: a prepared batch; only shapes and dtypes are used. The result is for the whole batch.
     """
-    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, False, None)[0].logits)(variables, inputs)
+    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0].logits)(variables, inputs)
     return _macs(traced.jaxpr)
 
 

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from experiments import common, stored
 from experiments.command import Command
-from kdjax import metrics, provenance, report, stages, train
+from kdjax import metrics, provenance, report, stages
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe
+from kdjax.results import Result
 from kdjax.stages import Stage
 from kdjax.types import Dataset
 
@@ -35,7 +36,7 @@ def at_temperature(student: Recipe, T: float) -> Recipe:
     """The student's recipe with that distillation temperature."""
     if student.distill is None:
         raise Refused("the quickstart compares distilled students; set config.recipe.student.distill.method, e.g. kd.")
-    options = tuple(sorted({**dict(student.distill.options), "T": float(T)}.items()))
+    options = {**student.distill.options, "T": float(T)}
     return dataclasses.replace(student, distill=dataclasses.replace(student.distill, options=options))
 
 
@@ -45,7 +46,7 @@ def declare(config: ConfigDict) -> Groups:
     groups: Groups = {}
     for seed in config.seeds:
         calibrated, student = common.pair(config, seed)
-        plain = Stage(dataclasses.replace(calibrated.recipe, method="nll", options=()), name=f"NLL teacher seed {seed}")
+        plain = Stage(dataclasses.replace(calibrated.recipe, method="nll", options={}), name=f"NLL teacher seed {seed}")
         calibrated = dataclasses.replace(calibrated, name=f"{calibrated.recipe.method} teacher seed {seed}")
         method = calibrated.recipe.method
         for name, like in (("NLL", plain), (method, calibrated)):
@@ -65,7 +66,7 @@ def declare(config: ConfigDict) -> Groups:
     return dict(sorted(groups.items(), key=lambda item: order.get(item[0].split(",")[0], 2)))
 
 
-def differences(results: dict[str, train.Result], groups: Groups, temperatures: Sequence[float]) -> dict[str, dict]:
+def differences(results: dict[str, Result], groups: Groups, temperatures: Sequence[float]) -> dict[str, dict]:
     """KD(C) - KD(UC) per temperature and metric: the mean over seeds of the paired difference, with its interval."""
     found: dict[str, dict] = {}
     for T in temperatures:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         objectives,
         optim,
         posthoc,
+        prepare,
+        runs,
+        stages,
         step,
         targets,
         teachers,
@@ -26,10 +29,15 @@ if TYPE_CHECKING:
     )
     from kdjax.errors import Refused
     from kdjax.objectives import Objective, Terms, blend, stateless
+    from kdjax.options import Options
+    from kdjax.predictor import Predictor, load
     from kdjax.recipes import Distill, Optimizer, Recipe
+    from kdjax.runs import run_all
+    from kdjax.settings import Settings
     from kdjax.stages import Stage
-    from kdjax.trainer import Trainer, fit
-    from kdjax.types import Batch, Dataset, Model, Output, Spec, Split
+    from kdjax.tasks import task
+    from kdjax.trainer import Trainer, cross_fitted, fit
+    from kdjax.types import Batch, Clock, Dataset, Model, Output, Spec, Split
 
 __version__ = "0.1.0"
 
@@ -48,7 +56,15 @@ _HOME = {
     "Split": "types",
     "Stage": "stages",
     "Terms": "objectives",
+    "Clock": "types",
+    "Options": "options",
+    "Predictor": "predictor",
+    "Settings": "settings",
     "Trainer": "trainer",
+    "cross_fitted": "trainer",
+    "load": "predictor",
+    "run_all": "runs",
+    "task": "tasks",
     "blend": "objectives",
     "fit": "trainer",
     "stateless": "objectives",
@@ -61,6 +77,9 @@ _MODULES = (
     "objectives",
     "optim",
     "posthoc",
+    "prepare",
+    "runs",
+    "stages",
     "step",
     "targets",
     "teachers",
@@ -84,31 +103,42 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Batch",
+    "Clock",
     "Dataset",
     "Distill",
     "Model",
     "Objective",
     "Optimizer",
+    "Options",
     "Output",
+    "Predictor",
     "Recipe",
     "Refused",
+    "Settings",
     "Spec",
     "Split",
     "Stage",
     "Terms",
     "Trainer",
     "blend",
+    "cross_fitted",
     "data",
     "fit",
+    "load",
     "losses",
     "metrics",
     "models",
     "objectives",
     "optim",
     "posthoc",
+    "prepare",
+    "run_all",
+    "runs",
+    "stages",
     "stateless",
     "step",
     "targets",
+    "task",
     "teachers",
     "theory",
     "trainer",

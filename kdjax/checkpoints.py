@@ -60,6 +60,8 @@ __all__ = [
     "Lock",
     "Restored",
     "load_variables",
+    "named",
+    "nested",
     "read_json",
     "save_variables",
     "verify_manifest",

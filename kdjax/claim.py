@@ -41,33 +41,58 @@ def _writable(directory: Path) -> None:
         raise Refused(f"{directory} cannot be written ({error.strerror}); choose another --workdir.") from error
 
 
-def own(stage: Stage, directory: Path) -> None:
-    """Writes into the directory whose it is.
+def write_owner(stage: Stage, directory: Path) -> None:
+    """Writes into the directory whose it is: the resolved recipe and the parents' ids.
 
     Raises:
-      Refused: it is another stage's or a newer kdjax's, or holds a symbolic link, through which files elsewhere would
-        be written.
+      Refused: as `check_owner`; it is another stage's or a newer kdjax's, or holds a symbolic link, through which files
+        elsewhere would be written.
     """
     files.refuse_links(directory)
-    recipe = json.loads(stage.recipe.canonical())
-    try:
-        found = checkpoints.read_json(directory / "recipe.json")
-    except (FileNotFoundError, checkpoints.Damaged):  # a damaged one is written anew: the directory is named by the id
-        found = recipe
-    if found != recipe:
-        keys = ", ".join(sorted(_differences(found, recipe)))
-        raise Refused(
-            f"{directory} belongs to another recipe (it differs in {keys}); choose another --workdir, or delete that "
-            "directory."
-        )
+    check_owner(stage, directory)
     files.refuse_foreign(directory, stage.owner)
     for folder in (directory, directory / "logits"):
         locks.sweep(folder, whoever=True)
     checkpoints.write_json(directory / "parents.json", [stage.teacher.id] if stage.teacher is not None else [])
-    checkpoints.write_json(directory / "recipe.json", recipe)
+    checkpoints.write_json(directory / "recipe.json", stage.recipe.resolved())
 
 
-def _differences(a: Any, b: Any, path: str = "") -> set[str]:
+def check_owner(stage: Stage, directory: Path) -> None:
+    """Refuses a directory whose resolved recipe is not today's.
+
+    Defaults are no part of an id, so a directory that was computed with another default has the same one.
+
+    Raises:
+      Refused: naming a field, its value then and now, and what to type to keep either.
+    """
+    try:
+        stored = checkpoints.read_json(directory / "recipe.json")
+    except (FileNotFoundError, checkpoints.Damaged):  # a damaged one is written anew: the directory is named by the id
+        return
+    today = stage.recipe.resolved()
+    # A field that did not exist then was at its default.
+    differences = [(name, *pair) for name, *pair in _differences(stored, today) if pair[0] is not _ABSENT]
+    if differences:
+        name, then, now = differences[0]
+        more = f" (and {len(differences) - 1} more fields differ)" if len(differences) > 1 else ""
+        raise Refused(
+            f"{directory} was computed with {name} = {_shown(then)}, and today's value is {_shown(now)}{more}; set "
+            f"recipe.{name} to {_shown(then)} to compute with the old value, or delete that directory, or choose "
+            "another --workdir, to compute with today's."
+        )
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value in a, value in b) of every leaf that differs."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return set().union(*(_differences(a.get(k), b.get(k), f"{path}.{k}".lstrip(".")) for k in {*a, *b}), set())
-    return set() if a == b else {path or "everything"}
+        for key in sorted({*a, *b}):
+            yield from _differences(a.get(key, _ABSENT), b.get(key, _ABSENT), f"{path}.{key}".lstrip("."))
+    elif a != b:
+        yield path or "recipe", a, b

@@ -16,6 +16,10 @@ class Refused(ValueError):
     """A wrong input, refused before compute was spent. The command line turns it into exit code 2."""
 
 
+class Held(Refused):
+    """A directory that another process is at work in: come back later."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence: the known names closest to `name`, or all of them when none is close."""
     names = sorted(known)

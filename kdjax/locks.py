@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdjax.errors import Refused
+from kdjax.errors import Held, Refused
 from kdjax.files import LOCK, TEMPORARY, Damaged, canonical, namespace, read_json, temporary_name
 
 HEARTBEAT = 10.0
@@ -36,8 +36,9 @@ class Lock:
     a pid that was given to another process later does not keep the lock alive.
 
     Raises:
-      Refused: on entry, if a living process holds it, or one that cannot be asked and whose heartbeat is younger than
-        `FREE_AFTER`; if the lock file is no lock file.
+      Held: on entry, if a living process holds it, or one that cannot be asked and whose heartbeat is younger than
+        `FREE_AFTER`.
+      Refused: if the lock file is no lock file.
     """
 
     def __init__(self, directory: Path):
@@ -106,13 +107,13 @@ class Lock:
         who = f"{self.path.parent} is in use by process {holder['pid']} on {holder['host']}"
         if askable(holder):
             if running(holder):
-                raise Refused(
+                raise Held(
                     f"{who}; wait for it, choose another directory, or delete {self.path} if that process is gone."
                 )
             return
         age = self._age()
         if age < FREE_AFTER:
-            raise Refused(
+            raise Held(
                 f"{who}, which cannot be asked from here and whose heartbeat is {age:.0f} s old; the lock is free "
                 f"{FREE_AFTER:.0f} s after the last one: wait for it, choose another directory, or delete {self.path} "
                 "if that process is gone."

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from kdjax.errors import Refused
+from kdjax.errors import Held, Refused
 
 
 def is_primary() -> bool:
@@ -48,7 +48,12 @@ def on_primary(work: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-_RAISED: dict[str, type[Exception]] = {"Refused": Refused, "OSError": OSError, "RuntimeError": RuntimeError}
+_RAISED: dict[str, type[Exception]] = {
+    "Held": Held,
+    "Refused": Refused,
+    "OSError": OSError,
+    "RuntimeError": RuntimeError,
+}
 
 
 def any_process(flag: bool) -> bool:

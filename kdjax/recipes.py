@@ -1,30 +1,87 @@
-"""A recipe says what is computed, all of it and nothing else: what it holds is hashed into the stage's id (floor 4).
+"""A recipe says what is computed, all of it and nothing else: what it holds goes into the stage's id.
 
-A recipe is a frozen dataclass; `from_config` is the only door from a ConfigDict, and `parts` the only door to the pure
-functions. How a stage is run (directories, cadence, devices) is in `train.Run` and never changes a number.
+A recipe is a frozen dataclass. Everything in it is checked and completed once, when it is made: names exist, numbers
+are in range, options are an immutable mapping with every default filled in. `from_dict` makes one from a ConfigDict's
+or a recipe.json's plain mappings, and `kdjax.parts` turns one into pure functions. How a stage is run (directories,
+cadence, devices) is in `kdjax.settings` and never changes a number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import optax
 
 from kdjax import models, objectives, optim, posthoc, transforms
 from kdjax.errors import Refused, nearest, one_of, positive, within
-from kdjax.types import Dataset, Model, Transform
+from kdjax.options import Options, frozen, integer, plain
 
-Options = tuple[tuple[str, Any], ...]
+NONE = Options()
+
+
+_REMEDIES = {
+    "model": " A network of your own goes to task(recipe, dataset, model=kdjax.models.linen(net)), or is registered by "
+    "kdjax.models.register.",
+    "distill": " Type Distill(method='kd').",
+}
+
+
+def _as_kind(path: str, value: Any, default: Any) -> Any:
+    """The value as a field of that default holds it: tuples for lists, Options for mappings, floats for integers.
+
+    Raises:
+      Refused: a value of another kind.
+    """
+    if default is None or dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
+            kind = type(default).__name__
+            raise Refused(f"{path} is {value!r}; expected {kind}(...), such as {kind}().")
+        return value
+    if isinstance(default, Options):
+        if not isinstance(value, Mapping | tuple | list):
+            raise Refused(f"{path} is {value!r}; expected a mapping of names to values, such as {{'gamma': 2.0}}.")
+        return Options(value)
+    if isinstance(default, tuple):
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
+        return frozen(tuple(value))
+    if isinstance(default, bool) or isinstance(value, bool):
+        right = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        right = isinstance(value, int | float)
+        value = float(value) if right else value
+    else:
+        right = isinstance(value, type(default))
+    if not right:
+        remedy = _REMEDIES.get(path.split(".")[-1], "")
+        raise Refused(f"{path} is {value!r}; expected {type(default).__name__}, like {default!r}.{remedy}")
+    return value
+
+
+def _typed(recipe: Any, where: str) -> None:
+    """Gives every field of a frozen dataclass the kind of its default, or refuses it."""
+    for field in dataclasses.fields(recipe):
+        value = _as_kind(f"{where}{field.name}", getattr(recipe, field.name), field.default)
+        object.__setattr__(recipe, field.name, value)
+
+
+def _checked(method: str, options: Mapping[str, Any], role: str) -> Options:
+    """The options of a method with every default filled in; names, kinds and ranges are checked."""
+    resolved = objectives.checked(method, options, role)
+    objectives.build(method, **resolved)
+    return resolved
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which examples, split how. See `kdjax.data.load`; 0 examples or classes and empty texts mean its default."""
+    """Which examples, split how: the arguments of `kdjax.data.load`, where each is described.
+
+    A field at its default here leaves the choice to the data set. `options` are those that only some data sets have.
+    """
 
     name: str = "digits"
     path: str = ""
@@ -36,6 +93,17 @@ class Data:
     test_examples: int = 0
     noise: float = 0.0
     noise_seed: int = 0
+    options: Mapping[str, Any] = NONE
+
+    def __post_init__(self) -> None:
+        _typed(self, "data.")
+        within("data.calibration_fraction", self.calibration_fraction, 0, 1, open_low=True, open_high=True)
+        within("data.noise", self.noise, 0)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that differ from their default, as `kdjax.data.load` takes them."""
+        names = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return {**{name: getattr(self, name) for name in names if name not in ("name", "options")}, **self.options}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +122,67 @@ class Optimizer:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
 
+    def __post_init__(self) -> None:
+        _typed(self, "optimizer.")
+        positive("optimizer.lr", self.lr)
+
+    def build(self, epochs: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """(the optax transformation, step -> learning rate)."""
+        shape: dict[str, Any] = {
+            "schedule": self.schedule,
+            "lr": self.lr,
+            "milestones": tuple(round(m * steps_per_epoch) for m in self.milestones),
+            "gamma": self.gamma,
+            "warmup_steps": round(self.warmup_epochs * steps_per_epoch),
+            "total_steps": epochs * steps_per_epoch,
+        }
+        transformation = optim.build(
+            name=self.name,
+            momentum=self.momentum,
+            # True is the default and means "where there is a momentum", so that AdamW need not be told False.
+            nesterov=None if self.nesterov else False,
+            weight_decay=self.weight_decay,
+            decay_mask=self.decay_mask,
+            clip_norm=self.clip_norm,
+            **shape,
+        )
+        return transformation, optim.schedule(**shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
     """The distillation term: (1 - alpha) * hard + alpha * soft, or free weights (hard, soft).
 
     Attributes:
+      method, options: a distiller of the registry and its hyper-parameters.
+      alpha: the teacher's share, in [0, 1].
       weights: () or (hard, soft); with weights there is no alpha.
       posthoc: a post-hoc calibrator fitted to the teacher on the calibration split before it teaches, or "".
     """
 
     method: str = "kd"
-    options: Options = ()
+    options: Mapping[str, Any] = NONE
     alpha: float = 0.9
     weights: tuple[float, ...] = ()
     posthoc: str = ""
+
+    def __post_init__(self) -> None:
+        _typed(self, "distill.")
+        object.__setattr__(self, "options", _checked(self.method, self.options, "distiller"))
+        within("distill.alpha", self.alpha, 0, 1)
+        if len(self.weights) not in (0, 2):
+            raise Refused(f"distill.weights is {self.weights}; expected () or two numbers (hard, soft).")
+        for w in self.weights:
+            within("distill.weights", w, 0)
+        if self.weights and not any(self.weights):
+            raise Refused(f"distill.weights is {self.weights}, a loss of zero; expected one above 0.")
+        if self.weights and self.alpha != Distill.alpha:
+            raise Refused(
+                f"distill has alpha={self.alpha} and weights={self.weights}, and only the weights would count; set "
+                "weights=() to use alpha."
+            )
+        if self.posthoc:
+            one_of("distill.posthoc", self.posthoc, posthoc.POSTHOC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,58 +190,43 @@ class Recipe:
     """One training run.
 
     Attributes:
+      model, model_options: a network of the registry, and what its name leaves open.
       method, options: the hard-label objective, a calibrator of the registry and its hyper-parameters.
       distill: the soft term, or None for a run without a teacher.
-      transform: augmentations by name, applied to raw pixels before normalization.
+      transform: augmentations by name, applied to raw inputs before the data set's own `prepare`.
+      norm_group: BatchNorm statistics are taken over groups of so many examples; 0 is the whole batch.
       precision: compute dtype of the network; parameters, statistics and losses are float32 always.
       select: "best" keeps the epoch of the best calibration-split top-1 (the first of ties), "last" the last.
+
+    Raises:
+      Refused: in one sentence, when made, whatever is wrong with it.
     """
 
     data: Data = Data()
     model: str = "conv_small"
+    model_options: Mapping[str, Any] = NONE
     method: str = "nll"
-    options: Options = ()
+    options: Mapping[str, Any] = NONE
     distill: Distill | None = None
-    transform: tuple[str, ...] = ()
+    transform: tuple[Any, ...] = ()
     optimizer: Optimizer = Optimizer()
     epochs: int = 1
     batch_size: int = 128
+    norm_group: int = 0
     precision: str = "float32"
     seed: int = 0
     select: str = "best"
 
-    def check(self) -> Recipe:
-        """Returns itself if every name exists and every number is in range.
-
-        Raises:
-          Refused: in one sentence, before any data is read.
-        """
-        models.build(self.model, num_classes=2)
-        hard = objectives.checked(self.method, dict(self.options), "calibrator")
-        objectives.METHODS[self.method].build(**hard)
-        if self.distill is not None:
-            soft = objectives.checked(self.distill.method, dict(self.distill.options), "distiller")
-            objectives.METHODS[self.distill.method].build(**soft)
-            within("distill.alpha", self.distill.alpha, 0, 1)
-            if len(self.distill.weights) not in (0, 2):
-                raise Refused(f"distill.weights is {self.distill.weights}; expected () or two numbers (hard, soft).")
-            for w in self.distill.weights:
-                within("distill.weights", w, 0)
-            if self.distill.weights and not any(self.distill.weights):
-                raise Refused(f"distill.weights is {self.distill.weights}, a loss of zero; expected one above 0.")
-            if self.distill.weights and self.distill.alpha != Distill.alpha:
-                raise Refused(
-                    f"distill has alpha={self.distill.alpha} and weights={self.distill.weights}, and only the weights "
-                    "would count; set weights=() to use alpha."
-                )
-            if self.distill.posthoc:
-                one_of("distill.posthoc", self.distill.posthoc, posthoc.POSTHOC)
-        within("epochs", self.epochs, 1)
-        within("batch_size", self.batch_size, 1)
-        within("data.calibration_fraction", self.data.calibration_fraction, 0, 1, open_low=True, open_high=True)
-        within("data.noise", self.data.noise, 0)
-        within("seed", self.seed, 0, 2**32 - 1)
-        positive("optimizer.lr", self.optimizer.lr)
+    def __post_init__(self) -> None:
+        _typed(self, "")
+        if self.distill is not None and not isinstance(self.distill, Distill):
+            raise Refused(f"distill is {self.distill!r}; expected None or Distill(method=...), such as Distill('kd').")
+        integer(1)("epochs", self.epochs)
+        integer(1)("batch_size", self.batch_size)
+        integer(0)("norm_group", self.norm_group)
+        integer(0, 2**32 - 1)("seed", self.seed)
+        models.build(self.model, num_classes=2, **self.model_options)
+        object.__setattr__(self, "options", _checked(self.method, self.options, "calibrator"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
         one_of("select", self.select, ("best", "last"))
         transforms.build(self.transform)
@@ -136,49 +235,82 @@ class Recipe:
             within("optimizer.milestones", milestone, 0, self.epochs, open_low=True, open_high=True)
         times = self.optimizer.milestones, self.optimizer.warmup_epochs, self.epochs
         optim.check_times(self.optimizer.schedule, *times, unit="epochs")
-        _optimizer(self.optimizer, self.epochs, 1000)
-        self.canonical()
-        return self
+        self.optimizer.build(self.epochs, 1000)
+        for name, value in _numbers(dataclasses.asdict(self)):
+            if not math.isfinite(value):
+                raise Refused(f"{name} is {value}; expected a finite number.")
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field and every option as plain JSON values: what a stage's recipe.json holds.
+
+        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies.
+        """
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        del fields["data"]["path"]
+        return fields
 
     def canonical(self) -> str:
-        """JSON with sorted keys and no spaces: the text that is hashed and stored.
+        """The text that goes into the id: JSON, keys sorted, of what differs from its default.
 
-        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies. So
-        are options at their default, so that naming a default, or giving a method a new option, changes no id.
+        So a field or an option that is added later, or named at its default, changes no id. Code from outside the
+        package counts by its version (`kdjax.register`).
         """
-        changes: dict[str, Any] = {"data": dataclasses.replace(self.data, path="")}
-        changes["options"] = _given(self.method, self.options)
-        if self.distill is not None:
-            given = _given(self.distill.method, self.distill.options)
-            changes["distill"] = dataclasses.replace(self.distill, options=given)
-        fields = dataclasses.asdict(dataclasses.replace(self, **changes))
-        try:
-            return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        except ValueError as error:
-            name = next(name for name, value in _numbers(fields) if not math.isfinite(value))
-            raise Refused(f"{name} is {dict(_numbers(fields))[name]}; expected a finite number.") from error
+        fields = _given(self)
+        fields.get("data", {}).pop("path", None)
+        if code := {name: version for name, version in _versions(self) if version}:
+            fields["code"] = code
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return plain(value)
+
+
+def _given(recipe: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their default, and of options those that differ from the method's."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "options" and hasattr(recipe, "method"):
+            usual = objectives.options(recipe.method)
+            value = Options({name: v for name, v in value.items() if name not in usual or v != frozen(usual[name])})
+        if dataclasses.is_dataclass(value):
+            inner = _given(value)
+            if inner or field.default is None:
+                given[field.name] = inner
+        elif value != field.default:
+            given[field.name] = plain(value)
+    return given
+
+
+def _versions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(name, version) of every registered piece of the recipe; "" for those of the package itself."""
+    yield f"method {recipe.method}", objectives.METHODS[recipe.method].version
+    yield f"model {recipe.model}", models.version(recipe.model)
+    for name in transforms.names(recipe.transform):
+        yield f"transform {name}", transforms.version(name)
+    if recipe.distill is not None:
+        yield f"method {recipe.distill.method}", objectives.METHODS[recipe.distill.method].version
+        if recipe.distill.posthoc:
+            calibrator = posthoc.POSTHOC[recipe.distill.posthoc]
+            yield f"posthoc {recipe.distill.posthoc}", "" if calibrator.form else calibrator.version
 
 
 def _numbers(value: Any, name: str = "recipe") -> Iterator[tuple[str, float]]:
-    """(dotted name, number) of every float in nested dicts and tuples; an option, a pair, goes by its own name."""
+    """(dotted name, number) of every float in nested mappings and sequences."""
     if isinstance(value, float):
         yield name, value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(inner, f"{name}.{key}")
     elif isinstance(value, tuple | list):
-        if len(value) == 2 and isinstance(value[0], str):
-            yield from _numbers(value[1], f"{name}.{value[0]}")
-        else:
-            for inner in value:
-                yield from _numbers(inner, name)
+        for inner in value:
+            yield from _numbers(inner, name)
 
 
-def _given(method: str, options: Options) -> Options:
-    """The options that are not at the method's default, in order, whole numbers as floats where the default is one."""
-    defaults = objectives.options(method)
-    floats = {k: float(v) if isinstance(defaults.get(k), float) and isinstance(v, int) else v for k, v in options}
-    return tuple(sorted((k, v) for k, v in floats.items() if k not in defaults or v != defaults[k]))
+_NESTED: dict[str, type] = {"data": Data, "optimizer": Optimizer, "distill": Distill}
 
 
 def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> Any:
@@ -194,113 +326,10 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
     values: dict[str, Any] = {}
     for key, value in given.items():
         path = f"{where}.{key}"
-        if key == "options":
-            items = value.items() if isinstance(value, Mapping) else [tuple(v) for v in value]
-            values[key] = tuple(sorted((k, _tupled(v)) for k, v in items))
-        elif key == "distill":
+        if key == "distill":
             values[key] = from_dict(Distill, value, path) if value and value["method"] else None
-        elif key == "data":
-            values[key] = from_dict(Data, value, path)
-        elif key == "optimizer":
-            values[key] = from_dict(Optimizer, value, path)
+        elif key in _NESTED:
+            values[key] = from_dict(_NESTED[key], value, path)
         else:
-            values[key] = _typed(path, value, fields[key].default)
+            values[key] = _as_kind(path, value, fields[key].default)
     return kind(**values)
-
-
-def _tupled(value: Any) -> Any:
-    """Lists and mappings, as JSON has them, to tuples (of pairs) at every depth: a recipe is hashable."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((key, _tupled(inner)) for key, inner in value.items()))
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _typed(path: str, value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
-        return tuple(_tupled(v) for v in value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        ok = isinstance(default, bool) and isinstance(value, bool)
-    elif isinstance(default, float):
-        value, ok = (float(value), True) if isinstance(value, int | float) else (value, False)
-    else:
-        ok = isinstance(value, type(default))
-    if not ok:
-        raise Refused(f"{path} is {value!r}; expected {type(default).__name__}, like {default!r}.")
-    return value
-
-
-class Parts(NamedTuple):
-    """A recipe turned into pure functions; hashable, so that equal recipes share compiled programs."""
-
-    model: Model
-    objective: objectives.Objective
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    transform: Transform
-    preprocess: Transform
-
-
-def parts(recipe: Recipe, dataset: Dataset) -> Parts:
-    """The pure functions of a recipe on that data set; the same objects for recipes that differ only in the seed."""
-    steps = len(dataset.train.label) // recipe.batch_size
-    if steps < 1:
-        raise Refused(
-            f"batch_size {recipe.batch_size} is larger than the {len(dataset.train.label)} training examples of "
-            f"{dataset.name!r}; set it to at most {len(dataset.train.label)}."
-        )
-    key = dataclasses.replace(recipe, seed=0)
-    return _parts(key, dataset.num_classes, dataset.mean, dataset.std, dataset.scale, steps)
-
-
-@functools.lru_cache(maxsize=256)
-def _parts(recipe: Recipe, num_classes: int, mean: tuple, std: tuple, scale: float, steps: int) -> Parts:
-    hard_options = objectives.checked(recipe.method, dict(recipe.options), "calibrator")
-    objective = objectives.build(recipe.method, **hard_options)
-    brought = [_brought(recipe.method, hard_options, num_classes)]
-    if recipe.distill is not None:
-        soft_options = objectives.checked(recipe.distill.method, dict(recipe.distill.options), "distiller")
-        soft = objectives.build(recipe.distill.method, **soft_options)
-        objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
-        brought.append(_brought(recipe.distill.method, soft_options, num_classes))
-    normalize = transforms.normalize(mean, std, scale)
-    train = transforms.chain(
-        transforms.build(recipe.transform, num_classes=num_classes), *[t for t in brought if t is not None], normalize
-    )
-    optimizer, schedule = _optimizer(recipe.optimizer, recipe.epochs, steps)
-    return Parts(
-        models.build(recipe.model, num_classes=num_classes, dtype=recipe.precision),
-        objective,
-        optimizer,
-        schedule,
-        train,
-        normalize,
-    )
-
-
-def _brought(name: str, options: Mapping[str, Any], num_classes: int) -> Transform | None:
-    make = objectives.METHODS[name].transform
-    return None if make is None else make(num_classes=num_classes, **options)
-
-
-def _optimizer(o: Optimizer, epochs: int, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    shape: dict[str, Any] = {
-        "schedule": o.schedule,
-        "lr": o.lr,
-        "milestones": tuple(round(m * steps) for m in o.milestones),
-        "gamma": o.gamma,
-        "warmup_steps": round(o.warmup_epochs * steps),
-        "total_steps": epochs * steps,
-    }
-    transformation = optim.build(
-        name=o.name,
-        momentum=o.momentum,
-        # True is the default and means "where there is a momentum", so that AdamW need not be told False.
-        nesterov=None if o.nesterov else False,
-        weight_decay=o.weight_decay,
-        decay_mask=o.decay_mask,
-        clip_norm=o.clip_norm,
-        **shape,
-    )
-    return transformation, optim.schedule(**shape)

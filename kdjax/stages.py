@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, files, step, teachers, trainer
+from kdjax import checkpoints, data, files, layout, step, tasks, teachers
 from kdjax.errors import Refused
-from kdjax.recipes import Data, Recipe, parts
-from kdjax.types import Dataset, Spec
+from kdjax.parts import parts
+from kdjax.recipes import Data, Recipe
+from kdjax.types import Dataset, PyTree, Spec
 
-FORMAT = 1
+FORMAT = 2
 """Bumped by hand when numbers change on purpose; part of every id."""
 
 
@@ -46,11 +48,8 @@ class Stage:
     def owner(self) -> dict[str, Any]:
         """What the stage's manifests name, so that files under another stage's name are refused."""
         parents = [self.teacher.id] if self.teacher is not None else []
-        return {
-            "stage": self.id,
-            "recipe": hashlib.sha256(self.recipe.canonical().encode()).hexdigest(),
-            "parents": parents,
-        }
+        recipe = hashlib.sha256(self.recipe.canonical().encode()).hexdigest()
+        return {"stage": self.id, "recipe": recipe, "parents": parents}
 
     def directory(self, workdir: Path) -> Path:
         return Path(workdir) / self.id
@@ -66,11 +65,7 @@ def _id(stage: Stage) -> str:
 @functools.lru_cache(maxsize=4)
 def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
-    options = dataclasses.asdict(which)
-    name = options.pop("name")
-    for key in ("path", "num_classes", "normalization", "train_examples", "test_examples"):
-        options[key] = options[key] or None
-    return data.load(name, **options)
+    return data.load(which.name, **which.given())
 
 
 def generations(student: Stage, count: int) -> list[Stage]:
@@ -97,20 +92,19 @@ def check(stage: Stage) -> Stage:
       Refused: no teacher where one is needed or the reverse; teacher and student that differ in classes; a teacher that
         saw examples on which the student's calibration is fitted or judged.
     """
-    recipe = stage.recipe.check()
+    recipe = stage.recipe
     if (recipe.distill is None) != (stage.teacher is None):
         raise Refused(
             f"stage {stage.name!r} has a distillation term and no teacher; give it one."
             if stage.teacher is None
             else f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
         )
-    own = dataset(recipe.data)
+    parts(recipe, dataset(recipe.data))
     if stage.teacher is None:
         return stage
     check(stage.teacher)
-    if stage.teacher.recipe.data == recipe.data:
-        return stage
-    data.verify_splits(dataset(stage.teacher.recipe.data), own)
+    if stage.teacher.recipe.data != recipe.data:
+        data.verify_splits(dataset(stage.teacher.recipe.data), dataset(recipe.data))
     return stage
 
 
@@ -120,30 +114,47 @@ def rehearse(stage: Stage) -> None:
     Raises:
       Refused: whatever network, methods and data refuse only in combination.
     """
-    taught = None if stage.teacher is None else dataclasses.replace(stage.teacher.recipe, seed=0)
-    _rehearse(dataclasses.replace(stage.recipe, seed=0), taught)
+    teacher_recipe = None if stage.teacher is None else dataclasses.replace(stage.teacher.recipe, seed=0)
+    _rehearse(dataclasses.replace(stage.recipe, seed=0), teacher_recipe)
 
 
 @functools.lru_cache(maxsize=256)
-def _rehearse(recipe: Recipe, taught: Recipe | None) -> None:
-    mesh, own = step.mesh(1), dataset(recipe.data)
-    made, teacher = trainer.task(recipe, own), None
-    if taught is not None:
-        theirs = trainer.task(taught, dataset(taught.data))
-        teacher = teachers.frozen(theirs.parts.model, trainer.abstract(theirs, mesh).variables)
+def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
+    mesh, teacher = layout.mesh(1), None
+    if teacher_recipe is not None:
+        pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
+        teacher = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
+    made = tasks.task(recipe, dataset(recipe.data), teacher)
     program = step.train_step(
         model=made.parts.model,
         objective=made.parts.objective,
         optimizer=made.parts.optimizer,
         transform=made.parts.transform,
+        prepare=made.parts.prepare,
         teacher=None if teacher is None else teacher.apply,
-        total_steps=made.epochs * made.steps_per_epoch,
+        epochs=made.epochs,
+        steps_per_epoch=made.steps_per_epoch,
         mesh=mesh,
     )
-    split = jax.eval_shape(step.Resident, own.train.inputs, np.asarray(own.train.label, np.int32))
-    rows = jax.ShapeDtypeStruct((1, made.batch_size), np.int32)
     variables = () if teacher is None else teacher.variables
-    jax.eval_shape(program.fn, trainer.abstract(made, mesh), split, rows, variables, np.uint32(0))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, made.batch_size, *x.shape[1:]), x.dtype),
+        tasks.example_batch(made.dataset.train),
+    )
+    jax.eval_shape(program.function, tasks.abstract(made, mesh), None, batch, variables, np.uint32(0))
+
+
+def abstract_variables(recipe: Recipe, mesh: Mesh | None = None) -> PyTree:
+    """The variables of a recipe's network as shapes and dtypes, on every device of the mesh; nothing is compiled."""
+    examples = dataset(recipe.data)
+    pieces = parts(recipe, examples)
+    raw = tasks.example(examples.train)
+    shapes = jax.eval_shape(lambda x: pieces.model.init(step.random_key(0), pieces.prepare(x)), raw)
+    everywhere = layout.replicated(mesh or layout.mesh(1))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
+    )
 
 
 def order(stages: Iterable[Stage]) -> list[Stage]:
@@ -200,25 +211,32 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
     rows = []
     for stage in order(stages):
         check(stage)
-        recipe, own = stage.recipe, dataset(stage.recipe.data)
-        pieces = parts(recipe, own)
-        spec = Spec(len(own.train.label), own.num_classes, recipe.epochs)
-        memory = sum(
-            x.size * x.dtype.itemsize
-            for x in jax.tree.leaves(jax.eval_shape(functools.partial(pieces.objective.init, spec)))
-        )
-        found = status(stage, workdir)
-        if found != "done":
+        recipe, examples = stage.recipe, dataset(stage.recipe.data)
+        pieces = parts(recipe, examples)
+        spec = Spec(len(examples.train.label), examples.num_classes, recipe.epochs)
+        state = status(stage, workdir)
+        if state != "done":
             rehearse(stage)
-        steps = 0 if found == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
-        forward = 3 * step.forward_flops(pieces.model, pieces.preprocess, _shapes(own))
+        steps = 0 if state == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
+        forward = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples))
         if stage.teacher is not None:
-            taught = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
-            forward += step.forward_flops(taught.model, taught.preprocess, _shapes(own))
-        rows.append(Planned(stage, found, steps, forward * steps * recipe.batch_size, memory))
+            teacher = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
+            forward += step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
+        memory = _objective_bytes(stage)
+        rows.append(Planned(stage, state, steps, forward * steps * recipe.batch_size, memory))
     return rows
 
 
-def _shapes(own: Dataset) -> tuple:
-    leaves, tree = jax.tree.flatten(own.train.inputs)
+def _objective_bytes(stage: Stage) -> int:
+    """Bytes of the objective's memory and parameters."""
+    teacher = None
+    if stage.teacher is not None:
+        pieces = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
+        teacher = teachers.frozen(pieces.model, abstract_variables(stage.teacher.recipe))
+    made = tasks.abstract(tasks.task(stage.recipe, dataset(stage.recipe.data), teacher), layout.mesh(1))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((made.objective, made.objective_params)))
+
+
+def _shapes(examples: Dataset) -> tuple:
+    leaves, tree = jax.tree.flatten(tasks.example(examples.train))
     return tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves)

@@ -1,68 +1,69 @@
-"""State, the one train step, prediction, and the mesh: all compilation of training is here (floor 3).
+"""State, the one train step, prediction, and the mesh: everything that is compiled for training.
 
-Randomness is a function of (seed, step) and nothing else, and the data order arrives as indices, so a run that is
-stopped and resumed at any step computes the same numbers as one that was not. Batch-coupled losses see the global
-batch, because the step is one `jit` over a `data` mesh: the number of devices is a matter of speed, not of meaning.
+Randomness is a function of (seed, step) and nothing else, and the data order is a function of (seed, epoch), so a run
+that is stopped and resumed at any step computes the same numbers as one that was not. Batch-coupled losses see the
+global batch, because the step is one `jit` over a `data` mesh: the number of devices changes the speed, not the method.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
+from kdjax.feeds import Feed, take
+from kdjax.layout import along_batch, along_steps, place, replicated
 from kdjax.objectives.core import Objective
-from kdjax.types import Batch, Model, Output, PyTree, Spec, Transform, Variables
+from kdjax.objectives.rows import as_rows
+from kdjax.types import Batch, Clock, Model, Output, Prepare, PyTree, Spec, Transform, Variables
 
 
 class State(NamedTuple):
-    """All that training changes, and so all that a checkpoint holds. No key, no iterator, no teacher."""
+    """All that training changes, and so all that a checkpoint holds. No key, no iterator, no teacher.
+
+    Attributes:
+      step: [], int32, optimizer steps completed.
+      params, batch_stats: the model's.
+      opt: the optimizer's, over (params, objective_params).
+      objective: the objective's memory.
+      objective_params: the objective's trained parameters, `()` for most.
+    """
 
     step: Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt: PyTree
     objective: PyTree
+    objective_params: PyTree = ()
 
     @property
     def variables(self) -> Variables:
+        """What the model needs, and a student that is loaded later consists of."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-class Resident(NamedTuple):
-    """A split that lives on the device whole; a batch is gathered from it inside the step.
-
-    Attributes:
-      inputs: pytree of [N, ...], in the source's dtype (uint8 pixels stay uint8 until after the crop).
-      label: [N].
-    """
-
-    inputs: PyTree
-    label: Int[Array, "N"]
 
 
 class Program:
     """A compiled function that counts its traces: one per set of shapes, and a test holds it to that.
 
-    `fn` is the function itself, for a look at its shapes that counts as no trace.
+    `function` is the function itself, for a look at its shapes that counts as no trace.
     """
 
-    def __init__(self, fn: Callable, **jit: Any):
+    def __init__(self, function: Callable, **jit: Any):
         self.traces = 0
-        self.fn = fn
+        self.function = function
 
-        @functools.wraps(fn)
+        @functools.wraps(function)
         def counted(*args):
             self.traces += 1
-            return fn(*args)
+            return function(*args)
 
         self.jitted = jax.jit(counted, **jit)
 
@@ -70,182 +71,205 @@ class Program:
         return self.jitted(*args)
 
 
-def mesh(devices: int = 0) -> Mesh:
-    """A one-axis mesh called `data` over all devices of all processes, or over the first `devices`.
-
-    Raises:
-      Refused: if more devices are asked for than exist.
-    """
-    found = jax.devices()
-    if devices > len(found):
-        raise Refused(
-            f"run.devices is {devices}, and {len(found)} exist; set run.devices to at most {len(found)}, or 0."
-        )
-    return Mesh(np.asarray(found[: devices or len(found)]), ("data",))
+def random_key(seed: Any) -> jax.Array:
+    """The key of a seed. The generator is named, so that no setting from outside changes the numbers of a run."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that the mesh cannot share out evenly."""
-    n = mesh.devices.size
-    if batch_size % n:
-        low = batch_size // n * n
-        options = " or ".join(str(b) for b in (low, low + n) if b)
-        raise Refused(f"batch_size {batch_size} is not a multiple of {n} devices; set it to {options}.")
+class _Shapes(Mapping[str, jax.ShapeDtypeStruct]):
+    """Features by name, traced when an objective first asks: most never do."""
+
+    def __init__(self, trace: Callable[[], Mapping[str, Any]]):
+        self._features = functools.cache(trace)
+
+    def __getitem__(self, name: str) -> jax.ShapeDtypeStruct:
+        return self._features()[name]
+
+    def __iter__(self):
+        return iter(self._features())
+
+    def __len__(self) -> int:
+        return len(self._features())
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
+_PROGRAMS: dict[tuple, Program] = {}
+"""Compiled programs by what they were made of; equal pieces share one."""
+
+_MOST_PROGRAMS = 64
 
 
-def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Host arrays, the same on every process, become global arrays with that sharding."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index]),
-        tree,
-    )
+def _shared(make: Callable[..., Program]) -> Callable[..., Program]:
+    """Remembers what `make` returned for the same arguments, and forgets the oldest beyond a number."""
+
+    @functools.wraps(make)
+    def get(**pieces: Any) -> Program:
+        key = (make.__name__, *sorted(pieces.items()))
+        program = _PROGRAMS.pop(key, None) or make(**pieces)
+        _PROGRAMS[key] = program
+        if len(_PROGRAMS) > _MOST_PROGRAMS:
+            del _PROGRAMS[next(iter(_PROGRAMS))]
+        return program
+
+    return get
 
 
-def to_host(tree: PyTree) -> PyTree:
-    """Replicated arrays come back as NumPy."""
-    return jax.tree.map(np.asarray, tree)
+def forget_programs(objective: Objective | None = None) -> None:
+    """Drops the compiled programs of an objective, or all of them: a long table would keep hundreds in memory."""
+    for key in list(_PROGRAMS):
+        if objective is None or any(piece == ("objective", objective) for piece in key[1:]):
+            del _PROGRAMS[key]
 
 
-def resident(inputs: PyTree, label: np.ndarray, mesh: Mesh) -> Resident:
-    """A split copied to every device of the mesh."""
-    return Resident(*place((inputs, np.asarray(label, np.int32)), replicated(mesh)))
-
-
-@functools.lru_cache(maxsize=64)
+@_shared
 def init_step(
     *,
     model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    spec: Spec,
-    preprocess: Transform,
+    spec: tuple[int, int, int],
+    prepare: Prepare,
+    teacher: Callable[[Variables, Batch], Output] | None,
     mesh: Mesh,
 ) -> Program:
-    """(seed, raw inputs) -> the state at step 0, a function of the seed; of the inputs only shapes matter."""
+    """(seed, raw inputs, teacher variables) -> the state at step 0, a function of the seed; of the inputs only shapes
+    matter. `spec` is (num_examples, num_classes, epochs)."""
 
-    def create(seed, inputs):
-        key = jax.random.key(seed)
-        prepared = preprocess(key, Batch(inputs=inputs)).inputs
-        variables = model.init(key, prepared)
-        params = variables["params"]
-        stats = variables.get("batch_stats", {})
-        return State(jnp.int32(0), params, stats, optimizer.init(params), objective.init(spec))
+    def create(seed, inputs, teacher_variables):
+        key = random_key(seed)
+        inputs = prepare(inputs)
+        variables = model.init(key, inputs)
+
+        def student_features():
+            return jax.eval_shape(lambda v, x: model.apply(v, x, train=False)[0].features, variables, inputs)
+
+        def teacher_features():
+            if teacher is None:
+                return {}
+            batch = Batch(inputs=inputs, label=jnp.zeros(1, jnp.int32), index=jnp.zeros(1, jnp.int32))
+            return jax.eval_shape(lambda v, b: teacher(v, b).features, teacher_variables, batch)
+
+        about = Spec(*spec, _Shapes(student_features), _Shapes(teacher_features))
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        objective_params, memory = objective.init(about, jax.random.fold_in(key, 1))
+        return State(jnp.int32(0), params, stats, optimizer.init((params, objective_params)), memory, objective_params)
 
     return Program(create, out_shardings=replicated(mesh))
 
 
-@functools.lru_cache(maxsize=64)
+@_shared
 def train_step(
     *,
     model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     transform: Transform,
+    prepare: Prepare,
     teacher: Callable[[Variables, Batch], Output] | None,
-    total_steps: int,
+    epochs: int,
+    steps_per_epoch: int,
     mesh: Mesh,
     steps_per_call: int = 1,
 ) -> Program:
     """The one training step, compiled.
 
-    Returns:
-      (state, resident, indices, teacher_variables, seed) -> (state, logs). `indices` is [steps_per_call, B], positions
-      in the resident split, sharded over `data`; `logs` maps names to [steps_per_call] float32 arrays: `loss` (the sum
-      that was differentiated), each term by name, `accuracy` where labels exist, and `grad_norm`. The state is donated;
-      teacher variables and resident data never are.
-    """
-    along_batch = NamedSharding(mesh, PartitionSpec("data"))
+        key = fold_in(key(seed), step) -> batch -> transform -> prepare -> teacher
+            -> value_and_grad(model, rows, objective) -> optimizer -> the next state
 
-    def one(state: State, data: Resident, indices, teacher_variables, seed):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = Batch(inputs=jax.tree.map(lambda x: x[indices], data.inputs), label=data.label[indices], index=indices)
-        batch = jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: along_batch, batch))
+    Returns:
+      (state, feed, elements, teacher variables, seed) -> (state, logs). `feed` is a resident split, or None; `elements`
+      are [steps_per_call, B] positions in it, or batches of arrays with the same leading axes. `logs` maps names to
+      [steps_per_call] float32 arrays: `loss` (the sum that was differentiated), each term by name, `accuracy` where
+      labels exist, and `grad_norm`. The state is donated; teacher variables and resident data never are.
+    """
+
+    def update(state: State, batch: Batch, teacher_variables, key):
         batch = transform(jax.random.fold_in(key, 0), batch)
+        batch = batch._replace(inputs=prepare(batch.inputs))
         if teacher is not None:
             batch = batch._replace(teacher=jax.lax.stop_gradient(teacher(teacher_variables, batch)))
-        progress = state.step.astype(jnp.float32) / total_steps
+        progress = state.step.astype(jnp.float32) / (epochs * steps_per_epoch)
+        clock = Clock(state.step, state.step // steps_per_epoch, progress, epochs)
 
-        def loss(params):
+        def loss(trained):
+            params, objective_params = trained
             variables = {"params": params, "batch_stats": state.batch_stats}
-            output, stats = model.apply(variables, batch.inputs, True, jax.random.fold_in(key, 1))
-            terms, memory = objective.apply(state.objective, batch, output, progress)
-            return terms.total, (terms, memory, stats, output.logits)
+            output, stats = model.apply(variables, batch.inputs, train=True, key=jax.random.fold_in(key, 1))
+            rows, output = as_rows(batch, output)
+            terms, memory = objective.apply(objective_params, state.objective, rows, output, clock)
+            total = sum(output.terms.values(), terms.total)
+            return total, ({**output.terms, **terms.losses, **terms.logs}, memory, stats, accuracy(rows, output))
 
-        (total, (terms, memory, stats, logits)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        logs = {"loss": total, "grad_norm": optax.tree.norm(grads), **terms.losses, **terms.logs}
-        if batch.label is not None:
-            logs["accuracy"] = jnp.mean((jnp.argmax(logits, -1) == batch.label).astype(jnp.float32))
+        trained = (state.params, state.objective_params)
+        (total, (logs, memory, stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+        updates, opt = optimizer.update(grads, state.opt, trained)
+        params, objective_params = optax.apply_updates(trained, updates)
+        logs = {"loss": total, "grad_norm": optax.tree.norm(grads), **logs, **right}
         logs = {name: jnp.asarray(value, jnp.float32) for name, value in logs.items()}
-        return State(state.step + 1, params, stats, opt, memory), logs
+        return State(state.step + 1, params, stats, opt, memory, objective_params), logs
 
-    def step(state, data, indices, teacher_variables, seed):
+    def one(state: State, feed: Feed, element, teacher_variables, seed):
+        key = jax.random.fold_in(random_key(seed), state.step)
+        batch = take(feed, element)
+        batch = jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: along_batch(mesh), batch))
+        return update(state, batch, teacher_variables, key)
+
+    def step(state, feed, elements, teacher_variables, seed):
         if steps_per_call == 1:
-            state, logs = one(state, data, indices[0], teacher_variables, seed)
+            state, logs = one(state, feed, jax.tree.map(lambda x: x[0], elements), teacher_variables, seed)
             return state, jax.tree.map(lambda x: x[None], logs)
-        return jax.lax.scan(lambda s, i: one(s, data, i, teacher_variables, seed), state, indices)
+        return jax.lax.scan(lambda s, e: one(s, feed, e, teacher_variables, seed), state, elements)
 
-    whole = replicated(mesh)
-    orders = NamedSharding(mesh, PartitionSpec(None, "data"))
+    everywhere = replicated(mesh)
     return Program(
         step,
-        in_shardings=(whole, whole, orders, whole, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(everywhere, everywhere, along_steps(mesh), everywhere, everywhere),
+        out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
 
 
-def place_order(indices: np.ndarray, mesh: Mesh) -> Any:
-    """[steps, B] positions, the same on every process, as the step wants them."""
-    if jax.process_count() == 1:
-        return indices
-    return place(indices, NamedSharding(mesh, PartitionSpec(None, "data")))
+def accuracy(rows: Batch, output: Output) -> dict[str, Float[Array, ""]]:
+    """{"accuracy": share of rows whose first largest logit is the label}, by their weights; {} without labels."""
+    if rows.label is None:
+        return {}
+    right = (jnp.argmax(output.logits, -1) == rows.label).astype(jnp.float32)
+    if rows.weight is None:
+        return {"accuracy": jnp.mean(right)}
+    total = jnp.sum(rows.weight)
+    return {"accuracy": jnp.sum(right * rows.weight) / jnp.where(total > 0, total, 1.0)}
 
 
-@functools.lru_cache(maxsize=64)
-def predict_step(*, model: Model, preprocess: Transform, mesh: Mesh) -> Program:
-    """(variables, resident, indices [B]) -> logits [B, K] float32, in evaluation mode, the same on every process."""
+@_shared
+def predict_step(*, model: Model, prepare: Prepare, mesh: Mesh) -> Program:
+    """(variables, feed, element) -> logits [B, K] or [B, R, K], float32, in evaluation mode, the same on every
+    process; feed and element as in `train_step`, without the axis of steps."""
 
-    def predict(variables, data: Resident, indices):
-        inputs = jax.tree.map(lambda x: x[indices], data.inputs)
-        batch = preprocess(jax.random.key(0), Batch(inputs=inputs))
-        return model.apply(variables, batch.inputs, False, None)[0].logits
+    def predict(variables, feed: Feed, element):
+        return model.apply(variables, prepare(take(feed, element).inputs), train=False)[0].logits
 
-    whole = replicated(mesh)
-    along = NamedSharding(mesh, PartitionSpec("data"))
-    return Program(predict, in_shardings=(whole, whole, along), out_shardings=whole)
+    everywhere = replicated(mesh)
+    return Program(predict, in_shardings=(everywhere, everywhere, along_batch(mesh)), out_shardings=everywhere)
 
 
 def predict(
-    program: Program,
-    variables: Variables,
-    data: Resident,
-    batches: Sequence[np.ndarray],
-    num_examples: int,
-    mesh: Mesh,
-) -> Float[np.ndarray, "N K"]:
-    """Logits of a whole split; `batches` are index rows of one shape that cover it in order, the last one padded."""
-    along = NamedSharding(mesh, PartitionSpec("data"))
-    rows = [program(variables, data, b if jax.process_count() == 1 else place(b, along)) for b in batches]
-    return np.concatenate([np.asarray(r) for r in rows])[:num_examples]
+    program: Program, variables: Variables, feed: Feed, elements: Iterable[PyTree], num_examples: int, mesh: Mesh
+) -> Float[np.ndarray, "N *R K"]:
+    """Logits of a split; `elements` are batches of one shape that cover it in order, the last one padded."""
+    sharding = along_batch(mesh)
+    single = jax.process_count() == 1
+    outputs = [program(variables, feed, e if single else place(e, sharding)) for e in elements]
+    return np.concatenate([np.asarray(logits) for logits in outputs])[:num_examples]
 
 
-@functools.lru_cache(maxsize=64)
-def refresh_step(objective: Objective, mesh: Mesh) -> Program:
+@_shared
+def refresh_step(*, objective: Objective, mesh: Mesh) -> Program:
     """(objective state, logits [N, K], labels [N]) -> objective state, once an epoch on the calibration split."""
     if objective.refresh is None:
         raise Refused("this objective has nothing to refresh; ask `objective.refresh is None` first.")
     return Program(objective.refresh, out_shardings=replicated(mesh))
 
 
-def finite(logs: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
+def first_not_finite(logs: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
     """The first (position, name) whose value is not finite, terms before totals; None when all are."""
     bad = [
         (int(np.argmax(~np.isfinite(values))), name in ("loss", "grad_norm"), name)
@@ -259,7 +283,7 @@ def finite(logs: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def forward_flops(model: Model, preprocess: Transform, shapes: tuple) -> float:
+def forward_flops(model: Model, prepare: Prepare, shapes: tuple) -> float:
     """Floating-point operations of one example's forward pass, from the lowered program; nothing is compiled.
 
     Args:
@@ -267,11 +291,7 @@ def forward_flops(model: Model, preprocess: Transform, shapes: tuple) -> float:
     """
     tree, leaves = shapes
     one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in leaves])
-
-    def prepared(inputs):
-        return preprocess(jax.random.key(0), Batch(inputs=inputs)).inputs
-
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), prepared(x)), one)
-    lowered = jax.jit(lambda v, x: model.apply(v, prepared(x), False, None)[0].logits).lower(variables, one)
+    variables = jax.eval_shape(lambda x: model.init(random_key(0), prepare(x)), one)
+    lowered = jax.jit(lambda v, x: model.apply(v, prepare(x), train=False)[0].logits).lower(variables, one)
     cost = lowered.cost_analysis()
     return float(cost.get("flops", 0.0)) if cost else 0.0

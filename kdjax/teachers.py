@@ -50,7 +50,7 @@ def frozen(model: Model, variables: PyTree) -> Teacher:
 @functools.lru_cache(maxsize=256)
 def _frozen(model: Model) -> Apply:
     def apply(variables, batch):
-        output, _ = model.apply(variables, batch.inputs, False, None)
+        output, _ = model.apply(variables, batch.inputs, train=False)
         return jax.lax.stop_gradient(output)
 
     return apply

@@ -1,137 +1,233 @@
-"""A task on a mesh: the training loop without files (floor 4). `train` adds checkpoints, logs and signals to it."""
+"""A task on a mesh: the training loop without files. `kdjax.runs` adds checkpoints, logs and signals to it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+import optax
 
-from kdjax import step, teachers
+from kdjax import data, layout, step
 from kdjax.data import order
 from kdjax.errors import Refused
-from kdjax.recipes import Parts, Recipe, parts
+from kdjax.feeds import Feed
+from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.types import Dataset, PyTree, Spec, Split
+from kdjax.tasks import Task, abstract, example, init_program, task
+from kdjax.types import Batch, Dataset, PyTree, Split
 
 
 class Diverged(RuntimeError):
     """A loss or gradient is not finite: exit code 70, the last good checkpoint is kept."""
 
 
-class Task(NamedTuple):
-    """A run as pure functions and arrays; all a training loop needs."""
+class Progress(NamedTuple):
+    """What `Trainer.epochs` yields.
 
-    parts: Parts
-    dataset: Dataset
-    teacher: teachers.Teacher | None
-    epochs: int
-    batch_size: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.dataset.train.label) // self.batch_size
-
-    @property
-    def spec(self) -> Spec:
-        return Spec(len(self.dataset.train.label), self.dataset.num_classes, self.epochs)
-
-
-def task(recipe: Recipe, dataset: Dataset, teacher: teachers.Teacher | None = None) -> Task:
-    """The task of a recipe on a data set, taught by `teacher` if the recipe distills.
-
-    Raises:
-      Refused: whatever `Recipe.check` and `parts` refuse.
+    Attributes:
+      state: after the steps; it is donated to the steps that follow, so read what you need before going on.
+      step: optimizer steps completed.
+      epoch: epochs completed.
+      ended: whether an epoch has just ended, and the objective has been refreshed.
+      logs: name -> [steps since the last yield] float32.
+      calibration_logits: [N, K] of the calibration split, where they were computed at the end of this epoch.
     """
-    recipe.check()
-    return Task(parts(recipe, dataset), dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed)
+
+    state: State
+    step: int
+    epoch: int
+    ended: bool
+    logs: Mapping[str, np.ndarray]
+    calibration_logits: np.ndarray | None
 
 
 class Trainer:
-    """A task on a mesh: compiled programs and resident data. Library users drive it directly; `run` adds the files.
+    """A task on a mesh: compiled programs and resident data. Library users drive it directly; `kdjax.runs` adds files.
 
     trainer = Trainer(task)
-    state = trainer.init()
-    for state, logs in trainer.steps(state):   # logs: {name: [k] device arrays}
-        ...
-    logits = trainer.predict(state.variables, task.dataset.test)
+    for progress in trainer.epochs(trainer.init()):
+        print(progress.epoch, progress.logs["loss"].mean())
+    logits = trainer.predict(progress.state.variables, task.dataset.test)
+
+    Args:
+      devices: how many; 0 means all.
+      steps_per_call: optimizer steps scanned per compiled call; 0 chooses.
+      eval_batch_size: examples per prediction call.
+      feed: "resident" keeps the training split on the device, "streamed" sends batches from the host; "auto" streams
+        what is not in memory. The numbers are the same.
+      workers: threads that read and decode a stream.
     """
 
-    def __init__(self, task: Task, *, devices: int = 0, steps_per_call: int = 0, eval_batch_size: int = 500):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        devices: int = 0,
+        steps_per_call: int = 0,
+        eval_batch_size: int = 500,
+        feed: str = "auto",
+        workers: int = 8,
+    ):
         self.task = task
-        self.mesh = step.mesh(devices)
-        step.check_batch(task.batch_size, self.mesh)
+        self.mesh = layout.mesh(devices)
+        layout.check_batch(task.batch_size, self.mesh)
         n = self.mesh.devices.size
         self.eval_batch_size = -(-eval_batch_size // n) * n
-        p, data = task.parts, task.dataset
+        self.workers = workers
         self.steps_per_call = steps_per_call or _steps_per_call(task.steps_per_epoch)
-        shared = {"model": p.model, "objective": p.objective, "optimizer": p.optimizer, "mesh": self.mesh}
+        p = task.parts
         self._step = functools.partial(
             step.train_step,
-            **shared,
+            model=p.model,
+            objective=p.objective,
+            optimizer=p.optimizer,
             transform=p.transform,
+            prepare=p.prepare,
             teacher=None if task.teacher is None else task.teacher.apply,
-            total_steps=task.epochs * task.steps_per_epoch,
+            epochs=task.epochs,
+            steps_per_epoch=task.steps_per_epoch,
+            mesh=self.mesh,
         )
-        self._init = _init(task, self.mesh)
-        self._predict = step.predict_step(model=p.model, preprocess=p.preprocess, mesh=self.mesh)
-        self.train_data = step.resident(data.train.inputs, data.train.label, self.mesh)
-        self._calibration: step.Resident | None = None
+        self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
+        self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
+        self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
+        self._stream: tuple[int, Iterator[Batch]] | None = None
+        self._calibration: Feed = None
         variables = () if task.teacher is None else task.teacher.variables
-        self.teacher_variables = step.place(variables, step.replicated(self.mesh))
+        self.teacher_variables = layout.place(variables, layout.replicated(self.mesh))
 
     def init(self) -> State:
         """The state at step 0."""
-        return self._init(np.uint32(self.task.seed), _example(self.task))
+        return init_program(self.task, self.mesh)(
+            np.uint32(self.task.seed), example(self.task.dataset.train), self.teacher_variables
+        )
 
     def abstract(self) -> State:
         """Shapes, dtypes and shardings of the state: what a checkpoint must fit."""
         return abstract(self.task, self.mesh)
 
-    def steps(self, state: State, *, stop: int | None = None) -> Iterator[tuple[State, dict[str, Any]]]:
-        """Trains from `state` to the end of its epoch, or to step `stop`; yields (state, logs) after each call.
+    def epochs(
+        self,
+        state: State | None = None,
+        *,
+        every: int = 0,
+        asked: Callable[[], bool] = lambda: False,
+        evaluate: bool = False,
+    ) -> Iterator[Progress]:
+        """Trains from `state` to the end of the run; yields after every epoch, its refresh included.
 
-        The state passed in is donated, and so is each one yielded, to the next call. `refresh` is the caller's, at the
-        end of the epoch.
+        Args:
+          state: from step 0 by default; any other step goes on from there, in mid-epoch too.
+          every: yield also after every so many steps; 0 only at the end of epochs.
+          asked: asked after each call; once True, the steps so far are yielded and the caller decides.
+          evaluate: compute `calibration_logits` every epoch, and not only for objectives that refresh on them.
+
+        Raises:
+          Diverged: a term, or a logit of the calibration split, is not finite.
         """
-        per_epoch, seed = self.task.steps_per_epoch, np.uint32(self.task.seed)
-        at = int(state.step)
-        epoch, position = divmod(at, per_epoch)
-        indices = order.epoch_order(
-            len(self.task.dataset.train.label), self.task.batch_size, seed=self.task.seed, epoch=epoch
-        )
-        while position < per_epoch and (stop is None or at < stop):
-            # A call never crosses an epoch's end; a shorter last call is one more compile and the same numbers.
-            k = min(self.steps_per_call, per_epoch - position, per_epoch if stop is None else stop - at)
+        state = self.init() if state is None else state
+        per_epoch, at = self.task.steps_per_epoch, int(state.step)
+        while at < self.task.total_steps:
+            end = (at // per_epoch + 1) * per_epoch
+            stop = min(end, (at // every + 1) * every) if every else end
+            before, collected = at, []
+            for state, logs in self.steps(state, stop=stop):
+                collected.append(logs)
+                at += len(logs["loss"])
+                if asked():
+                    break
+            logs = gather(collected)
+            refuse_divergence(logs, before, self.task.parts.schedule)
+            logits = None
+            if at == end:
+                state, logits = self.refreshed(state, evaluate=evaluate)
+            yield Progress(state, at, at // per_epoch, at == end, logs, logits)
+
+    def steps(self, state: State, *, stop: int | None = None) -> Iterator[tuple[State, dict[str, Any]]]:
+        """From `state` to the end of its epoch, or to step `stop`; yields (state, logs) after each call, without the
+        refresh at the end of an epoch. The state passed in is donated, and so is each one yielded, to the next call."""
+        seed, per_epoch, at = np.uint32(self.task.seed), self.task.steps_per_epoch, int(state.step)
+        end = (at // per_epoch + 1) * per_epoch
+        stop = end if stop is None else min(stop, end)
+        while at < stop:
+            # A shorter last call is one more compile and the same numbers.
+            k = min(self.steps_per_call, stop - at)
             program = self._step(steps_per_call=k)
-            rows = step.place_order(indices[position : position + k], self.mesh)
-            state, logs = program(state, self.train_data, rows, self.teacher_variables, seed)
-            position, at = position + k, at + k
+            state, logs = program(state, self.feed, self._elements(at, k), self.teacher_variables, seed)
+            at += k
             yield state, logs
 
-    def predict(self, variables: PyTree, split: Split) -> np.ndarray:
-        """Logits [N, K] of a split, every example once."""
-        n = len(split.label)
-        size = min(self.eval_batch_size, -(-n // self.mesh.devices.size) * self.mesh.devices.size)
-        if split is self.task.dataset.calibration:
-            self._calibration = self._calibration or step.resident(split.inputs, split.label, self.mesh)
-            data = self._calibration
-        else:
-            data = step.resident(split.inputs, split.label, self.mesh)
-        batches, _ = order.eval_batches(n, size)
-        return step.predict(self._predict, variables, data, list(batches), n, self.mesh)
+    def _elements(self, at: int, k: int) -> PyTree:
+        """What the steps at + 1 ... at + k read: positions in the resident split, or batches."""
+        if self.streamed:
+            return layout.join_processes(self._from_stream(at, k), self.mesh)
+        epoch, position = divmod(at, self.task.steps_per_epoch)
+        rows = _order(len(self.task.dataset.train.label), self.task.batch_size, self.task.seed, epoch)
+        return layout.place_elements(rows[position : position + k], self.mesh)
 
-    def refresh(self, state: State, logits: np.ndarray, labels: np.ndarray) -> State:
-        """The objective's once-an-epoch update from the calibration split; the same state if it has none."""
+    def _from_stream(self, at: int, k: int) -> Batch:
+        if self._stream is None or self._stream[0] != at:
+            stream = data.streamed(
+                self.task.dataset.train,
+                self.task.batch_size,
+                seed=self.task.seed,
+                start_step=at,
+                stop_step=self.task.total_steps,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                workers=self.workers,
+            )
+        else:
+            stream = self._stream[1]
+        batches = [next(stream) for _ in range(k)]
+        self._stream = (at + k, stream)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def refreshed(self, state: State, *, evaluate: bool = False) -> tuple[State, np.ndarray | None]:
+        """(the state after the objective's once-an-epoch update, the calibration logits that it was made from).
+
+        Objectives without an update keep their state, and no logits are computed unless `evaluate` asks for them.
+        """
         objective = self.task.parts.objective
+        if objective.refresh is None and not evaluate:
+            return state, None
+        split = self.task.dataset.calibration
+        logits = self.predict(state.variables, split)
+        if not np.isfinite(logits).all():
+            # The last step's loss was taken before its update: what that update broke shows here first.
+            raise Diverged(
+                f"logits of the calibration split are not finite after step {int(state.step)}; the last checkpoint is "
+                "kept. Lower recipe optimizer.lr, or set optimizer.clip_norm."
+            )
         if objective.refresh is None:
-            return state
-        program = step.refresh_step(objective, self.mesh)
-        return state._replace(objective=program(state.objective, logits, np.asarray(labels, np.int32)))
+            return state, logits
+        program = step.refresh_step(objective=objective, mesh=self.mesh)
+        rows, labels = data.existing_rows(logits, split)
+        return state._replace(objective=program(state.objective, rows, labels)), logits
+
+    def predict(self, variables: PyTree, split: Split) -> np.ndarray:
+        """Logits [N, K] or [N, R, K] of a split, every example once."""
+        n, shards = len(split.label), self.mesh.devices.size
+        size = min(self.eval_batch_size, -(-n // shards) * shards)
+        positions, _ = order.eval_batches(n, size)
+        if data.is_lazy(split):
+            return step.predict(self._predict, variables, None, data.prediction_batches(split, positions), n, self.mesh)
+        if split is self.task.dataset.calibration:
+            feed = self._calibration = self._calibration or self._resident(split)
+        else:
+            feed = self._resident(split)
+        return step.predict(self._predict, variables, feed, list(positions), n, self.mesh)
+
+    def _resident(self, split: Split) -> Feed:
+        return layout.resident(split.inputs, split.label, self.mesh, split.weight)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_examples: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    return order.epoch_order(num_examples, batch_size, seed=seed, epoch=epoch)
 
 
 def _steps_per_call(per_epoch: int) -> int:
@@ -143,37 +239,11 @@ def _steps_per_call(per_epoch: int) -> int:
     return divisor if divisor > 2 else min(8, per_epoch)
 
 
-def _init(task: Task, mesh: Mesh) -> step.Program:
-    p = task.parts
-    return step.init_step(
-        model=p.model, objective=p.objective, optimizer=p.optimizer, spec=task.spec, preprocess=p.preprocess, mesh=mesh
-    )
-
-
-def _example(task: Task) -> PyTree:
-    return jax.tree.map(lambda x: np.asarray(x[:1]), task.dataset.train.inputs)
-
-
-def abstract(task: Task, mesh: Mesh) -> State:
-    """The state of a task on a mesh as shapes, dtypes and shardings; nothing is compiled."""
-    shapes = jax.eval_shape(_init(task, mesh).jitted, np.uint32(0), _example(task))
-    whole = step.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-
-
 def fit(trainer: Trainer, state: State | None = None) -> State:
-    """Trains to the end in memory, without files: the loop of `run` and nothing else."""
+    """Trains to the end in memory, without files; returns the last state."""
     state = trainer.init() if state is None else state
-    total = trainer.task.epochs * trainer.task.steps_per_epoch
-    while int(state.step) < total:
-        before = int(state.step)
-        collected = []
-        for state, logs in trainer.steps(state):
-            collected.append(logs)
-        refuse_divergence(gather(collected), before, "this run")
-        if trainer.task.parts.objective.refresh is not None:
-            split = trainer.task.dataset.calibration
-            state = trainer.refresh(state, trainer.predict(state.variables, split), split.label)
+    for progress in trainer.epochs(state):
+        state = progress.state
     return state
 
 
@@ -189,23 +259,20 @@ def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: i
 
     Raises:
       Refused: folds outside [2, N]; a recipe that distills; whatever `task` refuses (a batch larger than the others).
-      Diverged: as `fit`.
+      Diverged: as `Trainer.epochs`.
     """
     n = len(dataset.train.label)
     if not isinstance(folds, int) or not 2 <= folds <= n:
-        raise Refused(f"folds is {folds!r}; expected a whole number between 2 and the {n} training examples.")
+        raise Refused(f"folds is {folds!r}; expected an integer between 2 and the {n} training examples.")
     if recipe.distill is not None:
         raise Refused("a recipe that distills was given to cross_fitted, which trains teachers; set distill=None.")
     logits = np.empty((n, dataset.num_classes), np.float32)
-    for held in np.array_split(np.random.default_rng(recipe.seed).permutation(n), folds):
-        others = np.setdiff1d(np.arange(n), held)
-        trainer = Trainer(task(recipe, dataset._replace(train=_rows(dataset.train, others))), devices=devices)
-        logits[held] = trainer.predict(fit(trainer).variables, _rows(dataset.train, held))
+    for held_out in np.array_split(np.random.default_rng(recipe.seed).permutation(n), folds):
+        others = np.setdiff1d(np.arange(n), held_out)
+        fold = dataset._replace(train=data.take(dataset.train, others))
+        trainer = Trainer(task(recipe, fold), devices=devices)
+        logits[held_out] = trainer.predict(fit(trainer).variables, data.take(dataset.train, held_out))
     return logits
-
-
-def _rows(split: Split, rows: np.ndarray) -> Split:
-    return Split(jax.tree.map(lambda x: x[rows], split.inputs), split.label[rows], split.index[rows])
 
 
 def gather(collected: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -214,14 +281,14 @@ def gather(collected: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.atleast_1d(c[name]) for c in host]) for name in (host[0] if host else ())}
 
 
-def refuse_divergence(logs: Mapping[str, np.ndarray], before: int, what: str, rate: Any = None) -> None:
+def refuse_divergence(logs: Mapping[str, np.ndarray], before: int, schedule: optax.Schedule | None = None) -> None:
     """Raises Diverged, naming the first bad step, the term and the learning rate, if any value is not finite."""
-    bad = step.finite(logs)
+    bad = step.first_not_finite(logs)
     if bad is None:
         return
     position, name = bad
-    lr = "" if rate is None else f" at learning rate {float(rate(before + position)):.3g}"
+    rate = "" if schedule is None else f" at learning rate {float(schedule(before + position)):.3g}"
     raise Diverged(
-        f"{what}: term {name!r} is {logs[name][position]} at step {before + position + 1}{lr}; the last checkpoint is "
-        "kept. Lower recipe optimizer.lr, or set optimizer.clip_norm."
+        f"term {name!r} is {logs[name][position]} at step {before + position + 1}{rate}; the last checkpoint is kept. "
+        "Lower recipe optimizer.lr, or set optimizer.clip_norm."
     )

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from kdjax import data, losses
-from kdjax.recipes import Optimizer, Parts, Recipe, parts
+from kdjax.parts import Parts, parts
+from kdjax.recipes import Optimizer, Recipe
 from kdjax.types import Batch, Output, Spec
 from tests import tiny
+from tests.clocks import KEY, at
 
 
 def made(recipe: Recipe) -> Parts:
@@ -20,7 +22,7 @@ def made(recipe: Recipe) -> Parts:
     own = data.from_arrays(
         train=tiny.arrays(64, 0), calibration=tiny.arrays(16, 1), test=tiny.arrays(20, 2), num_classes=tiny.CLASSES
     )
-    return parts(recipe.check(), own)
+    return parts(recipe, own)
 
 
 def rates(**fields) -> list[float]:
@@ -36,12 +38,12 @@ def test_milestones_and_warm_up_are_in_epochs():
 
 @pytest.mark.parametrize(("changes", "hard", "soft"), [({"alpha": 0.25}, 0.75, 0.25), ({"weights": (1.0, 3.0)}, 1, 3)])
 def test_alpha_is_the_teachers_share_and_weights_are_hard_then_soft(changes, hard, soft):
-    recipe = tiny.student("", options=(("T", 2.0),))
+    recipe = tiny.student("", options={"T": 2.0})
     recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, **{"alpha": 0.9, **changes}))
     objective = made(recipe).objective
     z, t = jax.random.normal(jax.random.key(0), (2, 16, tiny.CLASSES))
     label = jnp.arange(16) % tiny.CLASSES
     batch = Batch(inputs=jnp.zeros((16, 1)), label=label, index=jnp.arange(16), teacher=Output(t))
-    terms, _ = objective.apply(objective.init(Spec(64, tiny.CLASSES)), batch, Output(z), jnp.float32(0))
+    terms, _ = objective.apply(*objective.init(Spec(64, tiny.CLASSES), KEY), batch, Output(z), at(0.0))
     expected = hard * losses.nll(z, label).mean() + soft * losses.kd(z, t, T=2.0).mean()
     np.testing.assert_allclose(terms.total, expected, rtol=1e-5)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kdjax import stages, train
+from kdjax import results, runs, settings, stages
 from kdjax.errors import Refused
 from kdjax.stages import Stage, generations
 from tests import tiny
@@ -26,15 +26,15 @@ def test_the_id_is_what_is_computed_and_nothing_else(npz, tmp_path, monkeypatch)
         "seed": tiny.recipe(npz, seed=1),
         "epochs": tiny.recipe(npz, epochs=3),
         "method": tiny.recipe(npz, method="focal"),
-        "option": tiny.recipe(npz, method="focal", options=(("gamma", 2.0),)),
+        "option": tiny.recipe(npz, method="focal", options={"gamma": 2.0}),
         "split": tiny.recipe(npz, data=dataclasses.replace(recipe.data, split_seed=1)),
         "content": tiny.recipe(tiny.npz(tmp_path, seed=5)),
     }
     ids = {name: Stage(r).id for name, r in changed.items()}
     assert len({base.id, *ids.values()}) == len(ids) + 1
     # A default that is named, or a whole number for a float, is the same computation.
-    assert Stage(tiny.recipe(npz, method="focal", options=(("gamma", 3),))).id == ids["method"]
-    assert Stage(tiny.recipe(npz, method="focal", options=(("gamma", 2),))).id == ids["option"]
+    assert Stage(tiny.recipe(npz, method="focal", options={"gamma": 3})).id == ids["method"]
+    assert Stage(tiny.recipe(npz, method="focal", options={"gamma": 2})).id == ids["option"]
     # The same file elsewhere is the same content.
     assert Stage(tiny.recipe(tiny.npz(tmp_path, "copy.npz"))).id == base.id
     student = tiny.student(npz)
@@ -49,12 +49,12 @@ def test_the_id_is_what_is_computed_and_nothing_else(npz, tmp_path, monkeypatch)
 def test_ids_do_not_move_between_releases(npz):
     """A golden id: if it changes, every stored result is orphaned; bump FORMAT on purpose or mend the code."""
     recipe = tiny.recipe(npz)
-    content = [recipe.canonical(), [], "f" * 64, 1]
+    content = [recipe.canonical(), [], "f" * 64, 2]
     import hashlib
     import json
 
     digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
-    assert digest == "66de65501d5d", recipe.canonical()
+    assert digest == "8eadda44ccdf", recipe.canonical()
 
 
 def test_generations_chain(npz):
@@ -78,17 +78,17 @@ def test_the_plan_runs_nothing_and_tells_what_is_done(npz, tmp_path):
     assert rows[0].steps == 8 and rows[0].flops > 1e6
     assert rows[1].flops > rows[0].flops, "a student also pays its teacher's forward pass"
     assert rows[0].state_bytes >= 64 * tiny.CLASSES * 2, "PSKD remembers N x K"
-    train.run_all([teacher], train.Run(workdir=str(tmp_path), devices=1))
+    runs.run_all([teacher], settings.Settings(workdir=str(tmp_path), devices=1))
     rows = stages.plan([student], tmp_path)
     assert [(r.status, r.steps) for r in rows] == [("done", 0), ("missing", 8)]
 
 
 def test_a_chain_from_teacher_to_student_shares_the_teacher(npz, tmp_path):
     teacher = Stage(tiny.recipe(npz))
-    students = [Stage(tiny.student(npz, options=(("T", t),)), teacher, name=f"T={t}") for t in (1.0, 4.0)]
-    results = train.run_all(students, train.Run(workdir=str(tmp_path), devices=1))
-    assert len(results) == 3 == sum(p.is_dir() for p in tmp_path.iterdir())
-    for result in results.values():
+    students = [Stage(tiny.student(npz, options={"T": t}), teacher, name=f"T={t}") for t in (1.0, 4.0)]
+    outcome = runs.run_all(students, settings.Settings(workdir=str(tmp_path), devices=1)).results
+    assert len(outcome) == 3 == sum(p.is_dir() for p in tmp_path.iterdir())
+    for result in outcome.values():
         logits, labels = result.logits("test")
         assert logits.shape == (40, tiny.CLASSES) and logits.dtype == np.float32
         assert result.metrics["test"]["top1"] == pytest.approx((logits.argmax(1) == labels).mean())
@@ -98,10 +98,10 @@ def test_a_post_hoc_calibrated_teacher_teaches_softer(npz, tmp_path):
     teacher = Stage(tiny.recipe(npz, epochs=6))
     plain = tiny.student(npz)
     scaled = dataclasses.replace(plain, distill=dataclasses.replace(plain.distill, posthoc="temperature"))
-    run = train.Run(workdir=str(tmp_path), devices=1)
-    train.run_all([teacher], run)
-    ordinary = train.teacher_of(Stage(plain, teacher), tmp_path)
-    fitted = train.teacher_of(Stage(scaled, teacher), tmp_path)
+    run = settings.Settings(workdir=str(tmp_path), devices=1)
+    runs.run_all([teacher], run)
+    ordinary = results.teacher_of(Stage(plain, teacher), tmp_path)
+    fitted = results.teacher_of(Stage(scaled, teacher), tmp_path)
     from kdjax.types import Batch
 
     x = Batch(inputs=np.asarray(tiny.arrays(8, 9)[0]))
@@ -115,8 +115,8 @@ def test_a_post_hoc_calibrated_teacher_teaches_softer(npz, tmp_path):
 def test_a_students_result_says_what_a_refit_leaves_and_how_faithful_it_is(npz, tmp_path):
     teacher = Stage(tiny.recipe(npz))
     student = Stage(tiny.student(npz), teacher)
-    results = train.run_all([student], train.Run(workdir=str(tmp_path), devices=1))
-    own, theirs = results[student.id], results[teacher.id]
+    outcome = runs.run_all([student], settings.Settings(workdir=str(tmp_path), devices=1)).results
+    own, theirs = outcome[student.id], outcome[teacher.id]
     found = own.metrics["test"]
     predicted, taught = (r.logits("test")[0].argmax(1) for r in (own, theirs))
     assert found["agreement"] == pytest.approx((predicted == taught).mean())
@@ -127,11 +127,11 @@ def test_a_students_result_says_what_a_refit_leaves_and_how_faithful_it_is(npz, 
 def test_old_results_are_measured_again_when_the_metrics_have_changed(npz, tmp_path, monkeypatch):
     teacher = Stage(tiny.recipe(npz))
     student = Stage(tiny.student(npz), teacher)
-    results = train.run_all([student], train.Run(workdir=str(tmp_path), devices=1))
-    monkeypatch.setattr(train.metrics, "evaluate", lambda logits, labels: {"ece": -1.0, "top1": 0.0})
-    assert train.read_result(student, tmp_path).metrics == results[student.id].metrics, "the same code: what was stored"
-    monkeypatch.setattr(train, "_ruler", lambda: "another")
-    again = train.read_result(student, tmp_path).metrics
+    outcome = runs.run_all([student], settings.Settings(workdir=str(tmp_path), devices=1)).results
+    monkeypatch.setattr(results.metrics, "evaluate", lambda logits, labels: {"ece": -1.0, "top1": 0.0})
+    assert results.read(student, tmp_path).metrics == outcome[student.id].metrics, "the same code: what was stored"
+    monkeypatch.setattr(results, "metrics_source_hash", lambda: "another")
+    again = results.read(student, tmp_path).metrics
     assert (
-        again["test"]["ece"] == -1.0 and again["test"]["agreement"] == results[student.id].metrics["test"]["agreement"]
+        again["test"]["ece"] == -1.0 and again["test"]["agreement"] == outcome[student.id].metrics["test"]["agreement"]
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from kdjax import data, objectives, step, teachers
+from kdjax import data, layout, objectives, step, teachers
 from kdjax.errors import Refused
-from kdjax.recipes import parts
-from kdjax.trainer import Diverged, Task, Trainer, fit
+from kdjax.options import Options
+from kdjax.parts import parts
+from kdjax.tasks import Task
+from kdjax.trainer import Diverged, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
 from tests.processes import both
@@ -30,7 +33,10 @@ def task(**changes) -> Task:
     return Task(parts(recipe, own), own, None, recipe.epochs, recipe.batch_size, recipe.seed)
 
 
-def taught(method: str = "kd", options: tuple = (("T", 2.0),), **changes) -> Task:
+KD = Options(T=2.0)
+
+
+def taught(method: str = "kd", options: Any = KD, **changes) -> Task:
     """A student of a random but fixed teacher."""
     own = dataset()
     recipe = tiny.student("", method=method, options=options, **changes)
@@ -49,8 +55,7 @@ def run(trainer: Trainer, state=None, stop: int | None = None):
         for state, logs in trainer.steps(state, stop=stop):
             losses.extend(np.asarray(logs["loss"]))
         if int(state.step) % trainer.task.steps_per_epoch == 0:
-            split = trainer.task.dataset.calibration
-            state = trainer.refresh(state, trainer.predict(state.variables, split), split.label)
+            state, _ = trainer.refreshed(state)
     return state, np.array(losses)
 
 
@@ -60,7 +65,7 @@ def test_one_trace_per_stage_and_split():
     trainer.predict(state.variables, trainer.task.dataset.test)
     assert len(losses) == 6 and np.isfinite(losses).all()
     assert trainer._step(steps_per_call=1).traces == 1
-    assert step.refresh_step(trainer.task.parts.objective, trainer.mesh).traces == 1
+    assert step.refresh_step(objective=trainer.task.parts.objective, mesh=trainer.mesh).traces == 1
     # calibration and test differ in size here, so prediction is compiled once for each.
     assert trainer._predict.traces == 2
 
@@ -101,7 +106,7 @@ def test_resume_is_exact_at_every_position(method, model):
     for stop in range(1, 8):
         half, _ = run(trainer, stop=stop)
         again = jax.tree.map(np.array, half)  # what a checkpoint would hold
-        rest, _ = run(trainer, state=jax.device_put(again, step.replicated(trainer.mesh)))
+        rest, _ = run(trainer, state=jax.device_put(again, layout.replicated(trainer.mesh)))
         chex.assert_trees_all_equal(jax.tree.map(np.asarray, whole), jax.tree.map(np.asarray, rest))
 
 
@@ -117,9 +122,8 @@ def test_training_moves_the_running_statistics_and_prediction_uses_them():
     together, apart = trainer.predict(state.variables, split), single.predict(state.variables, split)
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
     # It is the model on normalized inputs, as in training, and without augmentation.
-    own = trainer.task.dataset
-    x = ((split.inputs / own.scale - np.array(own.mean)) / np.array(own.std)).astype(np.float32)
-    expected = trainer.task.parts.model.apply(state.variables, x, False, None)[0].logits
+    x = trainer.task.dataset.prepare(split.inputs)
+    expected = trainer.task.parts.model.apply(state.variables, x, train=False)[0].logits
     np.testing.assert_allclose(together, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -169,7 +173,7 @@ def test_teacher_equal_to_student_gives_no_gradient_at_alpha_one():
     pieces = parts(recipe, own)
     variables = Trainer(Task(pieces, own, None, 1, 16, 0)._replace(teacher=_dummy(pieces)), devices=1).init().variables
     # A teacher in training mode, on purpose: evaluation mode would differ where a network has BatchNorm.
-    same = teachers.Teacher(lambda v, batch: pieces.model.apply(v, batch.inputs, True, None)[0], variables)
+    same = teachers.Teacher(lambda v, batch: pieces.model.apply(v, batch.inputs, train=True)[0], variables)
     trainer = Trainer(Task(pieces, own, same, 1, 16, 0), devices=1)
     _, logs = next(trainer.steps(trainer.init()))
     assert abs(float(logs["kd"][0])) < 1e-6 and float(logs["grad_norm"][0]) < 1e-5
@@ -199,9 +203,9 @@ def test_a_loss_that_is_not_finite_is_named():
     poisoned = dataset()
     made = task()
 
-    def nan_at_third(batch, output, progress):
+    def nan_at_third(batch, output, clock):
         loss = output.logits.sum(-1) * 0.0 + 1.0
-        return jax.numpy.where(progress * 8 >= 2, jax.numpy.nan, loss)
+        return jax.numpy.where(clock.step >= 2, jax.numpy.nan, loss)
 
     objective = objectives.stateless("odd", nan_at_third)
     trainer = Trainer(made._replace(parts=made.parts._replace(objective=objective), dataset=poisoned), devices=1)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from kdjax import stages, train
-from kdjax.trainer import Trainer, task
+from kdjax import runs, settings, stages
+from kdjax.tasks import task
+from kdjax.trainer import Trainer
 from tests import tiny
 
 
@@ -17,7 +18,7 @@ def test_a_stage_is_the_trainers_loop_with_files(tmp_path, select):
     """AdaFocal needs its refresh, "best" the variables of the epoch it names; the log's means are of one epoch each."""
     recipe = tiny.recipe(tiny.npz(tmp_path), method="adafocal", epochs=4, select=select)
     stage = stages.Stage(recipe)
-    result = train.run_all([stage], train.Run(workdir=str(tmp_path / "runs"), devices=1))[stage.id]
+    result = runs.run_all([stage], settings.Settings(workdir=str(tmp_path / "runs"), devices=1)).results[stage.id]
     lines = [json.loads(text) for text in (result.directory / "metrics.jsonl").read_text().splitlines()]
 
     own = stages.dataset(recipe.data)
@@ -27,8 +28,7 @@ def test_a_stage_is_the_trainers_loop_with_files(tmp_path, select):
         epoch = []
         for state, logs in trainer.steps(state):
             epoch.extend(np.asarray(logs["loss"], np.float64))
-        logits = trainer.predict(state.variables, own.calibration)
-        state = trainer.refresh(state, logits, own.calibration.label)
+        state, logits = trainer.refreshed(state, evaluate=True)
         losses.append(np.mean(epoch))
         top1.append(float((logits.argmax(1) == own.calibration.label).mean()))
         outcomes.append(trainer.predict(state.variables, own.test))

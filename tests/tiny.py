@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.options import Options
 from kdjax.recipes import Data, Distill, Optimizer, Recipe
 
 CLASSES = 4
@@ -43,6 +44,9 @@ def recipe(path: str, **changes: Any) -> Recipe:
     return Recipe(**{**fields, **changes})
 
 
-def student(path: str, *, method: str = "kd", options: tuple = (("T", 2.0),), **changes: Any) -> Recipe:
+KD = Options(T=2.0)
+
+
+def student(path: str, *, method: str = "kd", options: Any = KD, **changes: Any) -> Recipe:
     """The same, with a distillation term."""
     return recipe(path, distill=Distill(method=method, options=options, alpha=0.9), **changes)

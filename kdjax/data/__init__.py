@@ -19,11 +19,35 @@ from kdjax.data import digits, prepared
 from kdjax.data.arrays import from_arrays, npz_source
 from kdjax.data.order import epoch_order, eval_batches
 from kdjax.data.prepared import prepare
-from kdjax.data.splits import Normalization, Source, assemble, overlap, verify_splits
+from kdjax.data.splits import (
+    Normalization,
+    Source,
+    assemble,
+    existing_rows,
+    is_lazy,
+    overlap,
+    take,
+    verify_splits,
+)
+from kdjax.data.streaming import prediction_batches, streamed
 from kdjax.errors import Refused
 from kdjax.types import Dataset
 
-__all__ = ["SOURCES", "epoch_order", "eval_batches", "from_arrays", "load", "overlap", "prepare", "verify_splits"]
+__all__ = [
+    "SOURCES",
+    "epoch_order",
+    "eval_batches",
+    "existing_rows",
+    "from_arrays",
+    "is_lazy",
+    "load",
+    "overlap",
+    "prediction_batches",
+    "prepare",
+    "streamed",
+    "take",
+    "verify_splits",
+]
 
 # A source's keyword arguments are the options it understands; any other name is a prepared tfds set.
 SOURCES: dict[str, Callable[..., Source]] = {"digits": digits.source, "arrays": npz_source}

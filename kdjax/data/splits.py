@@ -13,6 +13,7 @@ import numpy as np
 from kdjax.data import checks
 from kdjax.data.order import permutation
 from kdjax.errors import Refused, one_of, within
+from kdjax.prepare import Normalize, Unchanged
 from kdjax.types import Dataset, Split
 
 Normalization = str | tuple[Sequence[float], Sequence[float]] | None
@@ -100,13 +101,38 @@ def assemble(
         train=train,
         calibration=calibration,
         test=test,
-        mean=mean,
-        std=std,
-        scale=scale,
+        prepare=_prepare(source.train, mean, std, scale),
+        kind=kind(source.train),
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         calibration_id=split_digest(calibration),
         label_names=source.label_names,
     )
+
+
+def kind(split: Split) -> str:
+    """What the inputs are: "image" [N, H, W, C], "text" (integers, or several arrays), or "features" (other floats)."""
+    leaves = jax.tree.leaves(split.inputs)
+    if len(leaves) > 1 or (np.issubdtype(leaves[0].dtype, np.integer) and leaves[0].ndim != 4):
+        return "text"
+    return "image" if leaves[0].ndim == 4 else "features"
+
+
+def _prepare(train: Split, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Normalize | Unchanged:
+    return Unchanged() if kind(train) == "text" else Normalize(mean, std, scale)
+
+
+def is_lazy(split: Split) -> bool:
+    """Whether the inputs are read when they are needed (`gather`), instead of being arrays in memory."""
+    return hasattr(split.inputs, "gather")
+
+
+def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """(logits [M, K], labels [M]) of a split without the regions that do not exist."""
+    label = np.asarray(split.label, np.int32)
+    if label.ndim == 1:
+        return logits, label
+    exists = label >= 0
+    return logits[exists], label[exists]
 
 
 def hold_out(n: int, seed: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -166,10 +192,10 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
             f"({student.name}, {student.calibration_id[:12]}) differ; expected one data set and one split for both: "
             "give them the same data section."
         )
-    if (teacher.mean, teacher.std, teacher.scale) != (student.mean, student.std, student.scale):
+    if teacher.prepare != student.prepare:
         raise Refused(
-            f"the teacher learned on inputs normalized by mean {teacher.mean} and std {teacher.std}, the student's are "
-            f"{student.mean} and {student.std}; expected the same: give both stages the same normalization."
+            f"the teacher learned on inputs prepared by {teacher.prepare.describe()}, the student's are prepared by "
+            f"{student.prepare.describe()}; expected the same: give both stages the same normalization."
         )
 
 

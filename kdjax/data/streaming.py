@@ -18,7 +18,7 @@ import numpy as np
 from kdjax.data import prepared
 from kdjax.data.order import epoch_order
 from kdjax.errors import Refused
-from kdjax.types import Batch
+from kdjax.types import Batch, Split
 
 
 class Records:
@@ -115,3 +115,24 @@ class _Ordered:
         index = self.order(epoch)[row, self.first + place]
         inputs, label = self.source[int(self.positions[index])]
         return inputs, np.int32(label), index
+
+
+def streamed(
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 8,
+) -> Iterator[Batch]:
+    """Training batches of a split from step `start_step` on, in the very order of the resident loop."""
+    raise NotImplementedError
+
+
+def prediction_batches(split: Split, positions: np.ndarray) -> Iterator[Batch]:
+    """Batches of a split at [steps, B] positions, for prediction."""
+    for row in positions:
+        yield Batch(inputs=split.inputs.gather(row))

@@ -2,7 +2,7 @@
 
     model = build("wrn_40_2", num_classes=100)
     variables = model.init(key, images)  # {"params": ..., "batch_stats": ...}, plain dicts
-    output, batch_stats = model.apply(variables, images, True, key)
+    output, batch_stats = model.apply(variables, images, train=True, key=key)
 
 Inputs are normalized float images [B, H, W, C]. Names and shapes of the parameters are the checkpoint
 format: a test pins them.
@@ -114,7 +114,7 @@ def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any
         variables = module.lazy_init(key, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), train=False)
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
-    def apply(variables: Variables, inputs: PyTree, train: bool, key: Key | None) -> tuple[Output, PyTree]:
+    def apply(variables: Variables, inputs: PyTree, *, train: bool, key: Key | None = None) -> tuple[Output, PyTree]:
         _check(name, inputs, images)
         output: Any
         if not train:
@@ -127,6 +127,11 @@ def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any
         return output, changed.get("batch_stats", {})
 
     return Model(init, apply, name)
+
+
+def version(name: str) -> str:
+    """What stands for the code of a model from outside the package in a stage's id; "" for the package's own."""
+    return ""
 
 
 def _free(factory: Callable[..., nn.Module]) -> set[str]:

@@ -104,7 +104,7 @@ def mixup(*, alpha: float = 0.2) -> Objective:
     """NLL against the mixed labels that its transform writes; `alpha` is the transform's."""
     within("mixup.alpha", alpha, 0.0)
 
-    def value(batch, output, progress):
+    def value(batch, output, clock):
         target = need(batch, "target", "mixup")
         logits, _, kept = mask_absent(at_least_float32(output.logits), batch.weight)
         return losses.soft_nll(logits, jnp.where(kept[:, None], target, 0.0))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.errors import Refused
-from kdjax.types import Batch, Output, Spec
+from kdjax.types import Batch, Clock, Key, Output, Spec
 
+Params = Any
 State = Any
 
 
@@ -34,15 +36,16 @@ class Objective(NamedTuple):
     """A calibration or distillation method.
 
     Attributes:
-      init: Spec -> state, a pytree of arrays (`()` when there is none).
-      apply: (state, batch, output, progress) -> (Terms, state). Pure; runs inside `value_and_grad`, the new state
-        leaves as aux. `progress` is the fraction of training done, a traced scalar in [0, 1).
+      init: (Spec, key) -> (params, state), two pytrees of arrays (`()` where there is none). The parameters are trained
+        by the student's optimizer and saved with it; they are no part of the student that is loaded later.
+      apply: (params, state, batch, output, clock) -> (Terms, state). Pure; runs inside `value_and_grad`, the new state
+        leaves as aux.
       refresh: (state, logits, labels) -> state, once an epoch on the calibration split in evaluation mode; `None`
         when the method has nothing to refresh, and then no pass is run.
     """
 
-    init: Callable[[Spec], State]
-    apply: Callable[[State, Batch, Output, Float[Array, ""]], tuple[Terms, State]]
+    init: Callable[[Spec, Key], tuple[Params, State]]
+    apply: Callable[[Params, State, Batch, Output, Clock], tuple[Terms, State]]
     refresh: Callable[[State, Float[Array, "N K"], Array], State] | None = None
 
 
@@ -74,40 +77,41 @@ def weighted_mean(values: Float[Array, "B"], weight: Float[Array, "B"] | None) -
     return jnp.sum(jnp.where(kept, weight * jnp.where(kept, values, 0.0), 0.0)) / jnp.where(total > 0, total, 1.0)
 
 
-def stateless(name: str, fn: Callable[[Batch, Output, Float[Array, ""]], Any]) -> Objective:
+def stateless(name: str, fn: Callable[[Batch, Output, Clock], Any]) -> Objective:
     """An objective without memory.
 
     Args:
       name: the term's name in the logs.
-      fn: (batch, output, progress) -> [B] per-example values (averaged here, with the batch's weights), or a batch
+      fn: (batch, output, clock) -> [B] per-example values (averaged here, with the batch's weights), or a batch
         scalar (the function has used the weights itself), or a pair (either of these, {name: scalar to log}).
     """
 
-    def apply(state, batch, output, progress):
-        value = fn(batch, output, progress)
+    def apply(params, state, batch, output, clock):
+        value = fn(batch, output, clock)
         value, logs = value if isinstance(value, tuple) else (value, {})
         loss = weighted_mean(value, batch.weight) if value.ndim == 1 else value
         return Terms({name: loss}, logs), state
 
-    return Objective(init=lambda spec: (), apply=apply)
+    return Objective(init=lambda spec, key: ((), ()), apply=apply)
 
 
 def blend(*parts: tuple[Any, Objective]) -> Objective:
     """sum_i w_i * objective_i. Weights may be traced scalars; a Python weight of exactly 0 drops the part's term but
     keeps its state, so that `alpha=0` never evaluates a teacher term to NaN."""
 
-    def init(spec):
-        return tuple(objective.init(spec) for _, objective in parts)
+    def init(spec, key):
+        made = [objective.init(spec, jax.random.fold_in(key, i)) for i, (_, objective) in enumerate(parts)]
+        return tuple(params for params, _ in made), tuple(state for _, state in made)
 
-    def apply(state, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         losses: dict[str, Array] = {}
         logs: dict[str, Array] = {}
         new = []
-        for (w, objective), part in zip(parts, state, strict=True):
+        for (w, objective), own, part in zip(parts, params, state, strict=True):
             if isinstance(w, int | float) and w == 0:
                 new.append(part)
                 continue
-            terms, part = objective.apply(part, batch, output, progress)
+            terms, part = objective.apply(own, part, batch, output, clock)
             for name, value in terms.losses.items():
                 losses[_free(name, losses)] = w * value
             for name, value in terms.logs.items():
@@ -150,6 +154,7 @@ class Method(NamedTuple):
         the same keywords as `build`.
       state: what the objective remembers, in words and bytes, or "".
       weights: of a distiller, the source's weights of label term and soft term; () is (1 - alpha, alpha).
+      version: of a method from outside the package, what stands for its code in a stage's id; "" otherwise.
     """
 
     build: Callable[..., Objective]
@@ -162,3 +167,4 @@ class Method(NamedTuple):
     transform: Callable[..., Any] | None = None
     state: str = ""
     weights: tuple[float, ...] = ()
+    version: str = ""

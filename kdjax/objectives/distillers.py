@@ -22,9 +22,8 @@ from kdjax.losses.mlld import mlld as mlld_levels
 from kdjax.objectives.core import Method, Objective, Terms, stateless, weighted_mean
 from kdjax.objectives.kd_core import distill, labels_of, logits_of
 from kdjax.objectives.rows import per_example
-from kdjax.objectives.stateful import epoch_of
 from kdjax.transforms import two_views
-from kdjax.types import Spec, Transform
+from kdjax.types import Key, Spec, Transform
 
 
 def dkd(*, alpha: Any = 1.0, beta: Any = 8.0, T: Any = 4.0, T_c: Any = 1.0, warmup: Any = 20) -> Objective:
@@ -35,13 +34,13 @@ def dkd(*, alpha: Any = 1.0, beta: Any = 8.0, T: Any = 4.0, T_c: Any = 1.0, warm
     positive("T_c", T_c)
     within("warmup", warmup, 0)
 
-    def apply(epochs, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         z, t = logits_of(batch, output, "dkd", T_c)
         values = distillation.dkd(z, t, labels_of(batch, "dkd"), alpha=alpha, beta=beta, T=T)
-        ramp = jnp.minimum((epoch_of(progress, epochs) + 1) / jnp.maximum(warmup, 1e-6), 1.0)
-        return Terms({"dkd": ramp * weighted_mean(values, batch.weight)}, {"warmup": ramp}), epochs
+        ramp = jnp.minimum((clock.epoch + 1) / jnp.maximum(warmup, 1e-6), 1.0).astype(values.dtype)
+        return Terms({"dkd": ramp * weighted_mean(values, batch.weight)}, {"warmup": ramp}), state
 
-    return Objective(lambda spec: jnp.float32(spec.epochs), apply)
+    return Objective(lambda spec, key: ((), ()), apply)
 
 
 def dist(*, beta: Any = 1.0, gamma: Any = 1.0, T: Any = 1.0, T_c: Any = 1.0) -> Objective:
@@ -51,7 +50,7 @@ def dist(*, beta: Any = 1.0, gamma: Any = 1.0, T: Any = 1.0, T_c: Any = 1.0) -> 
     positive("T", T)
     positive("T_c", T_c)
 
-    def value(batch, output, progress):
+    def value(batch, output, clock):
         z, t = logits_of(batch, output, "dist", T_c)
         return distillation.dist(z, t, beta=beta, gamma=gamma, T=T, weight=batch.weight)
 
@@ -77,7 +76,7 @@ def mlld(
     one_of("variant", variant, ("reference", "selecting"))
     two_views(weak, strong, num_classes=2)
 
-    def value(batch, output, progress):
+    def value(batch, output, clock):
         z, t = logits_of(batch, output, "mlld", T_c)
         levels = mlld_levels(z, t, T=T, variant=variant, standardize=standardize, weight=batch.weight)
         return sum(levels), {f"mlld_{name}": level for name, level in levels._asdict().items()}
@@ -90,10 +89,9 @@ def _mlld_views(*, weak: tuple[str, ...], strong: tuple[str, ...], num_classes: 
 
 
 class CTKDState(NamedTuple):
-    """theta: [], float32, T = T_start + T_range sigmoid(theta). epochs: [], float32, length of the run."""
+    """theta: [], float32, T = T_start + T_range sigmoid(theta)."""
 
     theta: Float[Array, ""]
-    epochs: Float[Array, ""]
 
 
 def ctkd(*, T_start: Any = 1.0, T_range: Any = 20.0, T_c: Any = 1.0, lr: Any = 0.05, loops: Any = 10) -> Objective:
@@ -111,10 +109,10 @@ def ctkd(*, T_start: Any = 1.0, T_range: Any = 20.0, T_c: Any = 1.0, lr: Any = 0
     within("lr", lr, 0)
     positive("loops", loops)
 
-    def init(spec: Spec) -> CTKDState:
-        return CTKDState(jnp.float32(1.0), jnp.float32(spec.epochs))
+    def init(spec: Spec, key: Key) -> tuple:
+        return (), CTKDState(jnp.float32(1.0))
 
-    def apply(state, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         z, t = logits_of(batch, output, "ctkd", T_c)
 
         def loss(theta, z):
@@ -123,7 +121,7 @@ def ctkd(*, T_start: Any = 1.0, T_range: Any = 20.0, T_c: Any = 1.0, lr: Any = 0
 
         value, T = loss(jax.lax.stop_gradient(state.theta), z)
         slope = jax.grad(loss, has_aux=True)(state.theta, jax.lax.stop_gradient(z))[0]
-        e = jnp.minimum(epoch_of(progress, state.epochs) + 1, loops)
+        e = jnp.minimum(clock.epoch + 1, loops)
         strength = 0.5 * (1 - jnp.cos(jnp.pi * e / loops))
         theta = jax.lax.stop_gradient(state.theta + lr * strength * slope).astype(jnp.float32)
         return Terms({"ctkd": value}, {"T": T}), state._replace(theta=theta)
@@ -144,7 +142,7 @@ def _on_features(name: str, loss: Callable, layers: tuple[str, ...], axes: int |
             raise Refused(f"{name} wants the feature {wanted!r} of the {whose}; {hint}")
         return found[wanted]
 
-    def value(batch, output, progress):
+    def value(batch, output, clock):
         _, t = logits_of(batch, output, name)
         ours, theirs = output.features, batch.teacher.features
         common = pairs or [(f, f) for f in sorted(set(ours) & set(theirs)) if axes in (None, ours[f].ndim)]
@@ -275,7 +273,7 @@ DISTILLERS: dict[str, Method] = {
         weights=(1.0, 1.0),
         published="CIFAR-100 top-1: WRN-40-2 to WRN-40-1 74.81",
         verified="golden",
-        state="the number of epochs, 4 bytes",
+        state="",
     ),
     "dist": _method(
         dist,
@@ -299,7 +297,7 @@ DISTILLERS: dict[str, Method] = {
         "Li et al. 2023, arXiv 2211.16231; zhengli97/CTKD",
         weights=(0.1, 0.9),
         published="CIFAR-100 top-1: WRN-40-2 to WRN-40-1 73.93",
-        state="the temperature's parameter and the number of epochs, 8 bytes",
+        state="the temperature's parameter, 4 bytes",
     ),
     "hidden_state": _method(
         hidden_state,

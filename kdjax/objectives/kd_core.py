@@ -219,7 +219,7 @@ def distill(
         raise Refused("distance 'l2' handles masses only; leave floor and ceiling at 0 and 1, or use distance='kl'.")
     options = Shaping(eta, m, c, distance, near, near_mass, far, far_mass, floor, ceiling)
 
-    def value(batch, output, progress):
+    def value(batch, output, clock):
         z, t = logits_of(batch, output, "kd")
         if standardize:
             z, t = targets.standardize(jnp.stack([z, t]))  # as one, so that equal logits stay equal when compiled

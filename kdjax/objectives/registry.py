@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from kdjax.errors import Refused, nearest, one_of
+from kdjax.errors import Refused, one_of
 from kdjax.objectives.calibrators import CALIBRATORS
 from kdjax.objectives.core import Method, Objective, blend
 from kdjax.objectives.distillers import DISTILLERS
+from kdjax.options import Options, resolve
 
 METHODS: dict[str, Method] = {**CALIBRATORS, **DISTILLERS}
 
@@ -21,7 +22,7 @@ def options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters}
 
 
-def checked(name: str, given: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
+def checked(name: str, given: Mapping[str, Any], role: str | None = None) -> Options:
     """`given` laid over the method's defaults.
 
     Raises:
@@ -33,17 +34,13 @@ def checked(name: str, given: Mapping[str, Any], role: str | None = None) -> dic
             f"{name!r} is a {METHODS[name].role} and stands where a {role} is expected; known: {', '.join(names)}."
         )
     one_of(role or "method", name, names)
-    defaults = options(name)
-    for key in given:
-        if key not in defaults:
-            hint = nearest(key, defaults) if defaults else "it has none."
-            raise Refused(f"{name} has no option {key!r}; {hint}")
-    return {**defaults, **given}
+    return resolve(name, given, options(name))
 
 
 def build(name: str, **given: Any) -> Objective:
     """The objective of that name. See `docs/methods.md` for names and options."""
-    return METHODS[name].build(**checked(name, given))
+    resolved = checked(name, given)
+    return METHODS[name].build(**resolved)
 
 
 def distilled(hard: Objective, soft: Objective, *, alpha: Any = 0.9, weights: tuple = ()) -> Objective:

@@ -13,16 +13,7 @@ from kdjax.errors import Refused, one_of, positive, within
 from kdjax.losses.numerics import at_least_float32, softmax_pair
 from kdjax.objectives.core import Objective, Terms, need, weighted_mean
 from kdjax.objectives.rows import rows
-from kdjax.types import Batch, Spec
-
-
-def epoch_of(progress: Float[Array, ""], epochs: Float[Array, ""] | int) -> Float[Array, ""]:
-    """floor(progress * epochs), the number of completed epochs, at most epochs - 1.
-
-    The product is raised by a few units in the last place: an epoch's first step must not fall into the epoch before
-    because step / total was rounded down.
-    """
-    return jnp.clip(jnp.floor(progress * epochs * (1 + 2.0**-21)), 0, epochs - 1)
+from kdjax.types import Batch, Key, Spec
 
 
 def _scatter_index(index: Int[Array, "B"], batch: Batch, size: int) -> Int[Array, "B"]:
@@ -60,7 +51,7 @@ def adafocal(
     within("adafocal.gamma", gamma, gamma_min, gamma_max)
     one_of("adafocal.reduction", reduction, ("mean", "sum"))
 
-    def apply(state, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         logits, labels = rows(batch, output, "adafocal")
         chosen = losses.adafocal_bin(losses.true_probability(logits, labels), state)
         values = losses.adafocal(logits, labels, gamma=state.gamma[chosen])
@@ -77,7 +68,7 @@ def adafocal(
             state, confidence, hit, lam=lam, switch=switch, gamma_min=gamma_min, gamma_max=gamma_max
         )
 
-    return Objective(lambda spec: losses.adafocal_start(num_bins=num_bins, gamma=gamma), apply, refresh)
+    return Objective(lambda spec, key: ((), losses.adafocal_start(num_bins=num_bins, gamma=gamma)), apply, refresh)
 
 
 class CRLState(NamedTuple):
@@ -85,11 +76,9 @@ class CRLState(NamedTuple):
 
     Attributes:
       counts: [N], int32, over the steps in which the example took part.
-      epochs: [], float32, length of the run.
     """
 
     counts: Int[Array, "N"]
-    epochs: Float[Array, ""]
 
 
 def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float = 0.0) -> Objective:
@@ -108,14 +97,14 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float =
     one_of("crl.confidence", confidence, ("softmax", "entropy", "margin"))
     within("crl.normalizer", normalizer, 0.0)
 
-    def init(spec: Spec) -> CRLState:
-        return CRLState(jnp.zeros(spec.num_examples, jnp.int32), jnp.float32(spec.epochs))
+    def init(spec: Spec, key: Key) -> tuple:
+        return (), CRLState(jnp.zeros(spec.num_examples, jnp.int32))
 
-    def apply(state, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         logits, labels = rows(batch, output, "crl")
         index = need(batch, "index", "crl")
         seen = jnp.asarray(state.counts)
-        most = jnp.maximum(epoch_of(progress, state.epochs), 1).astype(jnp.int32)
+        most = jnp.maximum(clock.epoch, 1)
         options = {"span": most - jnp.min(seen), "confidence": confidence, "normalizer": normalizer}
         ranking = losses.crl(logits, seen[index], **options, weight=batch.weight)
         hard = weighted_mean(losses.nll(logits, labels), batch.weight)
@@ -131,11 +120,9 @@ class PSKDState(NamedTuple):
 
     Attributes:
       predictions: [N, K], probabilities in the dtype of `memory`; a row of zeros has not been seen.
-      epochs: [], float32, length of the run.
     """
 
     predictions: Float[Array, "N K"]
-    epochs: Float[Array, ""]
 
 
 def pskd(*, alpha_T: float = 0.8, memory: str = "float32") -> Objective:
@@ -152,15 +139,14 @@ def pskd(*, alpha_T: float = 0.8, memory: str = "float32") -> Objective:
     within("pskd.alpha_T", alpha_T, 0.0, 1.0)
     dtype = jnp.dtype(one_of("pskd.memory", memory, ("float32", "float16")))
 
-    def init(spec: Spec) -> PSKDState:
-        return PSKDState(jnp.zeros((spec.num_examples, spec.num_classes), dtype), jnp.float32(spec.epochs))
+    def init(spec: Spec, key: Key) -> tuple:
+        return (), PSKDState(jnp.zeros((spec.num_examples, spec.num_classes), dtype))
 
-    def apply(state, batch, output, progress):
+    def apply(params, state, batch, output, clock):
         logits, labels = rows(batch, output, "pskd")
         index = need(batch, "index", "pskd")
         past = jnp.asarray(state.predictions)
-        epoch = epoch_of(progress, state.epochs)
-        alpha = jnp.where(epoch == 0, 0.0, alpha_T * (epoch + 1) / state.epochs).astype(logits.dtype)
+        alpha = jnp.where(clock.epoch == 0, 0.0, alpha_T * (clock.epoch + 1) / clock.epochs).astype(logits.dtype)
         onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         before = past[index].astype(logits.dtype)
         seen = jnp.any(before > 0, axis=-1, keepdims=True)

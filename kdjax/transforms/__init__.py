@@ -102,12 +102,23 @@ TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
 }
 
 
-def build(names: Sequence[Entry], *, num_classes: int | None = None) -> Transform:
+def names(entries: Sequence[Entry]) -> list[str]:
+    """The names of the transforms that the entries build."""
+    return [entry if isinstance(entry, str) else entry[0] for entry in entries]
+
+
+def version(name: str) -> str:
+    """What stands for the code of a transform from outside the package in a stage's id; "" for the package's own."""
+    return ""
+
+
+def build(names: Sequence[Entry], *, num_classes: int | None = None, kind: str | None = None) -> Transform:
     """One transform from entries `"flip"` or `("pad_crop", {"padding": 4})`, in order.
 
     Args:
       names: the entries; lists serve as tuples, so that JSON does.
       num_classes: K, handed to those factories that take it and are not given another.
+      kind: what the data set's inputs are, "image", "text" or "features".
 
     Raises:
       Refused: for an unknown name or option (with the nearest ones), a missing option, or a value out of

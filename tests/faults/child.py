@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from kdjax import checkpoints, console, stages, train
+from kdjax import checkpoints, console, runs, settings, stages
 from kdjax.errors import Refused
 from kdjax.trainer import Diverged
 from tests import tiny
@@ -44,9 +44,9 @@ def arm(when: str) -> None:
         setattr(owner, name, stepped if generator else counted)
 
     if what == "step":
-        after(train.Trainer, "steps", generator=True)
+        after(trainer.Trainer, "steps", generator=True)
     elif what == "term":
-        after(train.Trainer, "steps", signal.SIGTERM, generator=True)
+        after(trainer.Trainer, "steps", signal.SIGTERM, generator=True)
     elif what == "save":
         after(checkpoints.ocp, "save")
     elif what == "end":
@@ -63,15 +63,15 @@ def arm(when: str) -> None:
 def main(workdir: str, npz: str, method: str, when: str = "") -> int:
     arm(when)
     recipe = tiny.recipe(npz, method=method, epochs=3, select="best")
-    run = train.Run(workdir=workdir, checkpoint_epochs=1, checkpoint_steps=3, devices=1)
+    run = settings.Settings(workdir=workdir, checkpoint_epochs=1, checkpoint_steps=3, devices=1)
     try:
-        train.run_all([stages.Stage(recipe)], run, console.Plain())
-    except train.Interrupted as error:
+        runs.run_all([stages.Stage(recipe)], run, console.Plain())
+    except settings.Interrupted as error:
         print(error)
-        return train.EXIT_INTERRUPTED
+        return settings.EXIT_INTERRUPTED
     except (Refused, Diverged, OSError) as error:
         print(error)
-        return train.EXIT_REFUSED
+        return settings.EXIT_REFUSED
     return 0
 
 

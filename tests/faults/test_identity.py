@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdjax import files, stages, train
+from kdjax import files, results, runs, stages
 from kdjax.errors import Refused
+from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
 from tests.faults.test_checkpoints import reseal
@@ -24,7 +25,7 @@ def trained(tmp_path_factory) -> tuple[Path, list[Stage]]:
     first, second = (Stage(tiny.recipe(npz, seed=seed), name=f"teacher {seed}") for seed in (0, 1))
     chain = [first, second, Stage(tiny.student(npz), first, name="student")]
     workdir = tmp_path_factory.mktemp("runs")
-    train.run_all(chain, settings(workdir))
+    runs.run_all(chain, settings(workdir))
     return workdir, chain
 
 
@@ -33,8 +34,8 @@ def workdir(tmp_path, trained) -> Path:
     return shutil.copytree(trained[0], tmp_path / "runs")
 
 
-def settings(workdir: Path) -> train.Run:
-    return train.Run(workdir=str(workdir), checkpoint_epochs=1, devices=1)
+def settings(workdir: Path) -> Settings:
+    return Settings(workdir=str(workdir), checkpoint_epochs=1, devices=1)
 
 
 def contents(workdir: Path) -> dict[str, str]:
@@ -69,13 +70,13 @@ def test_files_of_another_stage_are_refused_and_left_alone(workdir, trained, act
     act(second.directory(workdir) / part, first.directory(workdir) / part)
     before = contents(workdir)
     with pytest.raises(Refused, match=rf"{first.id}.* (is written for|belongs to another recipe)"):
-        train.run_all([first], settings(workdir))
+        runs.run_all([first], settings(workdir))
     assert contents(workdir) == before
     if finished and not part:
         with pytest.raises(Refused, match=f"is written for stage {second.id}, and here is stage {first.id}; move it"):
             stages.status(first, workdir)
         with pytest.raises(Refused, match=f"not finished or not intact .written for stage {second.id}"):
-            train.teacher_of(trained[1][2], workdir)
+            results.teacher_of(trained[1][2], workdir)
 
 
 def test_a_copied_folder_with_a_recipe_made_to_fit_is_refused(workdir, trained):
@@ -85,14 +86,14 @@ def test_a_copied_folder_with_a_recipe_made_to_fit_is_refused(workdir, trained):
     copy(second, first)
     (first / "recipe.json").write_bytes(recipe)
     with pytest.raises(Refused, match=f"is written for stage {second.name}, and here is stage {first.name}"):
-        train.run_all(trained[1][:1], settings(workdir))
+        runs.run_all(trained[1][:1], settings(workdir))
 
 
 def test_a_finished_stage_of_a_newer_format_is_not_overwritten(workdir, trained):
     directory = trained[1][0].directory(workdir)
     reseal(directory / "manifest.json", format=files.FORMAT + 1)
     before = contents(workdir)
-    for act in (lambda: train.run_all(trained[1][:1], settings(workdir)), lambda: stages.plan(trained[1][:1], workdir)):
+    for act in (lambda: runs.run_all(trained[1][:1], settings(workdir)), lambda: stages.plan(trained[1][:1], workdir)):
         with pytest.raises(
             Refused, match=rf"{directory} is written in format 3, and this kdjax reads format 2; upgrade"
         ):
@@ -111,7 +112,7 @@ def test_a_symbolic_link_where_a_stages_file_should_be_is_refused(workdir, train
     before = contents(tmp_path)
     for _ in range(2):
         with pytest.raises(Refused, match=f"{directory / name} is a symbolic link where {name} should be a file of"):
-            train.run_all(trained[1][:1], settings(workdir))
+            runs.run_all(trained[1][:1], settings(workdir))
         assert contents(tmp_path) == before
         (directory / name).unlink()
         (directory / name).symlink_to(tmp_path / "nowhere")
@@ -137,5 +138,5 @@ def test_temporary_files_of_a_killed_evaluation_are_removed_by_the_next_run(work
     left = [directory / ".result.json.tmp-elsewhere-1-7", directory / "logits" / ".test.npz.tmp-vm-4026531836-999999"]
     for path in left:
         path.write_text("half")
-    result = train.run_all(trained[1][:1], settings(workdir))[trained[1][0].id]
+    result = runs.run_all(trained[1][:1], settings(workdir)).results[trained[1][0].id]
     assert not any(path.exists() for path in left) and not result.reused

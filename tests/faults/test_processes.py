@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, stages, train
+from kdjax import checkpoints, runs, settings, stages
 from tests import tiny
 from tests.processes import both
 
@@ -17,12 +17,12 @@ import sys, jax
 port, rank, workdir, npz = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
-from kdjax import errors, stages, train
+from kdjax import errors, runs, settings, stages
 from tests import tiny
 stage = stages.Stage(tiny.recipe(npz, method="adafocal"))
 student = stages.Stage(tiny.student(npz), stage)
 try:
-    results = train.run_all([student], train.Run(workdir=workdir, checkpoint_epochs=1))
+    results = runs.run_all([student], settings.Settings(workdir=workdir, checkpoint_epochs=1))
     print("ECE", results[student.id].metrics["test"]["ece"], results[student.id].reused)
 except errors.Refused as error:
     print("REFUSED", error)
@@ -40,11 +40,11 @@ def test_two_processes_train_and_save_as_one(tmp_path):
     assert lines[0] == lines[1] and lines[0].startswith("ECE") and lines[0].endswith("False")
     teacher = stages.Stage(tiny.recipe(npz, method="adafocal"))
     student = stages.Stage(tiny.student(npz), teacher)
-    alone = train.run_all([student], train.Run(workdir=str(tmp_path / "one"), checkpoint_epochs=1, devices=1))
+    alone = runs.run_all([student], settings.Settings(workdir=str(tmp_path / "one"), checkpoint_epochs=1, devices=1))
     for stage in (teacher, student):
         directory = stage.directory(tmp_path / "two")
         assert checkpoints.verify_manifest(directory) == []
-        logits = train.read_result(stage, tmp_path / "two").logits("test")[0]
+        logits = results.read(stage, tmp_path / "two").logits("test")[0]
         np.testing.assert_allclose(logits, alone[stage.id].logits("test")[0], rtol=1e-3, atol=1e-4)
     assert run(tmp_path / "two", npz)[0].endswith("True"), "the second time both reuse it"
 
@@ -62,12 +62,16 @@ def test_a_checkpoint_of_two_devices_resumes_on_one(tmp_path):
     """Same numbers to the order of reductions; the log says nothing was lost."""
     npz = tiny.npz(tmp_path)
     stage = stages.Stage(tiny.recipe(npz, method="adafocal", epochs=3))
-    whole = train.run_all([stage], train.Run(workdir=str(tmp_path / "a"), checkpoint_epochs=1, devices=1))[stage.id]
-    two = train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=2)
-    half = train.run_all([stage], two)[stage.id]
+    whole = runs.run_all([stage], settings.Settings(workdir=str(tmp_path / "a"), checkpoint_epochs=1, devices=1))[
+        stage.id
+    ]
+    two = settings.Settings(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=2)
+    half = runs.run_all([stage], two).results[stage.id]
     (half.directory / "manifest.json").unlink()
     store = checkpoints.Checkpoints(half.directory / "checkpoints")
     store.rewind(8)
     assert store.steps() == [8]
-    mended = train.run_all([stage], train.Run(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=1))[stage.id]
+    mended = runs.run_all([stage], settings.Settings(workdir=str(tmp_path / "b"), checkpoint_epochs=1, devices=1))[
+        stage.id
+    ]
     assert mended.metrics["test"]["nll"] == pytest.approx(whole.metrics["test"]["nll"], rel=1e-4)

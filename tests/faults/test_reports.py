@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import results, stored
-from kdjax import report, train
+from kdjax import report, runs
 from kdjax.errors import Refused
+from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
 
@@ -20,7 +21,7 @@ def finished(tmp_path_factory) -> Path:
     """A work directory with one finished stage and the JSON of its table."""
     folder = tmp_path_factory.mktemp("runs")
     stage = Stage(tiny.recipe(tiny.npz(folder)))
-    done = train.run_all([stage], train.Run(workdir=str(folder), devices=1))
+    done = runs.run_all([stage], Settings(workdir=str(folder), devices=1))
     row = report.Row("teacher", [dict(done[stage.id].metrics["test"])])
     content = {"command": "python -m experiments.x", "rows": [row._asdict()], "stages": {"teacher": [stage.id]}}
     stored.write(folder / "results.json", content)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, claim, console, stages, step, train, trainer
+from kdjax import checkpoints, claim, console, layout, results, runs, stage_run, stages, trainer
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
@@ -27,10 +27,10 @@ class Listener(console.Silent):
         self.said.append(text)
 
 
-def run(workdir: Path, recipe, **changes) -> tuple[train.Result, list[str]]:
+def run(workdir: Path, recipe, **changes) -> tuple[results.Result, list[str]]:
     listener, stage = Listener(), Stage(recipe)
-    settings = train.Run(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
-    return train.run_all([stage], settings, listener)[stage.id], listener.said
+    settings = settings.Settings(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
+    return runs.run_all([stage], settings, listener).results[stage.id], listener.said
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_an_older_improvement_never_stands_in_for_the_selected_epoch(tmp_path, n
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train._Run, "_evaluate", killed)
+        patch.setattr(stage_run.StageRun, "_evaluate", killed)
         run(tmp_path / "hurt", recipe)
     kept = sorted((Stage(recipe).directory(tmp_path / "hurt") / "selected").iterdir(), key=lambda p: int(p.name))
     assert len(kept) > 1
@@ -127,7 +127,7 @@ def test_what_was_selected_after_the_state_that_is_resumed_is_dropped(tmp_path, 
         patch.setattr(checkpoints.Checkpoints, "save", save)
         run(tmp_path / "hurt", recipe)
     store = checkpoints.Checkpoints(Stage(recipe).directory(tmp_path / "hurt") / "selected")
-    like = trainer.abstract(trainer.task(recipe, stages.dataset(recipe.data)), step.mesh(1)).variables
+    like = trainer.abstract(trainer.task(recipe, stages.dataset(recipe.data)), layout.mesh(1)).variables
     found = store.restore(like)
     assert found is not None and found.step == 12
     store.rewind(-1)
@@ -162,18 +162,18 @@ def test_a_signal_between_stages_stops_before_the_next(tmp_path, npz, monkeypatc
     """SIGTERM during the teacher's evaluation: the teacher is finished, the student is not even compiled."""
     teacher = Stage(tiny.recipe(npz), name="teacher")
     student = Stage(tiny.student(npz), teacher, name="student")
-    original = train._Run._evaluate
+    original = stage_run.StageRun._evaluate
 
     def evaluate(self, began):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(self, began)
 
-    settings = train.Run(workdir=str(tmp_path), devices=1)
-    with monkeypatch.context() as patch, pytest.raises(train.Interrupted, match="stopped before student"):
-        patch.setattr(train._Run, "_evaluate", evaluate)
-        train.run_all([student], settings)
+    settings = settings.Settings(workdir=str(tmp_path), devices=1)
+    with monkeypatch.context() as patch, pytest.raises(settings.Interrupted, match="stopped before student"):
+        patch.setattr(stage_run.StageRun, "_evaluate", evaluate)
+        runs.run_all([student], settings)
     assert [stages.status(s, tmp_path) for s in (teacher, student)] == ["done", "missing"]
-    assert len(train.run_all([student], settings)) == 2
+    assert len(runs.run_all([student], settings)) == 2
 
 
 BAD = {
@@ -195,7 +195,7 @@ def test_a_student_that_cannot_be_trained_is_refused_before_its_teacher_is(tmp_p
     pupil = Stage(recipe, Stage(tiny.recipe(npz)))
     workdir = tmp_path / "runs"
     with pytest.raises(Refused, match=sentence):
-        train.run_all([pupil], train.Run(workdir=str(workdir), devices=1))
+        runs.run_all([pupil], settings.Settings(workdir=str(workdir), devices=1))
     with pytest.raises(Refused, match=sentence):
         stages.plan([pupil], workdir)
     assert not workdir.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, console, objectives, stages, train
+from kdjax import checkpoints, console, objectives, results, runs, settings, stages
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
@@ -70,23 +70,23 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(tmp_path, npz, whole,
 def test_sigterm_saves_says_so_and_resumes(tmp_path, npz, whole, when):
     """term:2 stops inside an epoch, term:4 at an epoch's last step, after which the objective is still refreshed."""
     stopped = child(tmp_path, npz, when)
-    assert stopped.returncode == train.EXIT_INTERRUPTED, stopped.stderr
+    assert stopped.returncode == settings.EXIT_INTERRUPTED, stopped.stderr
     assert f"stopped at step {when[-1]} and saved; run the same command to go on" in stopped.stdout
     again = child(tmp_path, npz)
     assert again.returncode == 0 and f"resumed at step {when[-1]}" in again.stdout
     assert outcome(tmp_path) == whole
 
 
-def run_here(workdir: Path, recipe, **changes) -> tuple[train.Result, list[str]]:
+def run_here(workdir: Path, recipe, **changes) -> tuple[results.Result, list[str]]:
     said: list[str] = []
 
     class Listener(console.Silent):
         def message(self, text: str) -> None:
             said.append(text)
 
-    run = train.Run(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
+    run = settings.Settings(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
     stage = Stage(recipe)
-    return train.run_all([stage], run, Listener())[stage.id], said
+    return runs.run_all([stage], run, Listener()).results[stage.id], said
 
 
 def flip(path: Path) -> None:
@@ -177,15 +177,18 @@ def test_two_runs_of_one_stage_at_once_are_refused(tmp_path, npz):
 
 
 REFUSALS = {
-    "method": ({"method": "mdcaa"}, "'mdcaa', which does not exist; did you mean mdca"),
-    "option": ({"method": "mdca", "options": (("betta", 1.0),)}, "mdca has no option 'betta'; did you mean beta"),
-    "model": ({"model": "conv_tinny"}, "'conv_tinny'.*did you mean conv_tiny"),
-    "epochs": ({"epochs": 0}, r"epochs is 0; expected a number in \[1"),
-    "batch": ({"batch_size": 100}, "batch_size 100 is larger than the 64 training examples"),
-    "lr": ({"optimizer": tiny.Optimizer(lr=-0.1)}, "lr is -0.1"),
-    "precision": ({"precision": "float8"}, "precision is 'float8'"),
-    "transform": ({"transform": ("pad_crp",)}, "'pad_crp'.*did you mean pad_crop"),
-    "select": ({"select": "bst"}, "select is 'bst'.*best"),
+    "method": (lambda: {"method": "mdcaa"}, "'mdcaa', which does not exist; did you mean mdca"),
+    "option": (
+        lambda: {"method": "mdca", "options": (("betta", 1.0),)},
+        "mdca has no option 'betta'; did you mean beta",
+    ),
+    "model": (lambda: {"model": "conv_tinny"}, "'conv_tinny'.*did you mean conv_tiny"),
+    "epochs": (lambda: {"epochs": 0}, r"epochs is 0; expected a number in \[1"),
+    "batch": (lambda: {"batch_size": 100}, "batch_size 100 is larger than the 64 training examples"),
+    "lr": (lambda: {"optimizer": tiny.Optimizer(lr=-0.1)}, "lr is -0.1"),
+    "precision": (lambda: {"precision": "float8"}, "precision is 'float8'"),
+    "transform": (lambda: {"transform": ("pad_crp",)}, "'pad_crp'.*did you mean pad_crop"),
+    "select": (lambda: {"select": "bst"}, "select is 'bst'.*best"),
 }
 
 
@@ -193,7 +196,7 @@ REFUSALS = {
 def test_bad_recipes_are_refused_before_any_compile(tmp_path, npz, case):
     changes, sentence = REFUSALS[case]
     with pytest.raises(Refused, match=sentence):
-        run_here(tmp_path, tiny.recipe(npz, **changes))
+        run_here(tmp_path, tiny.recipe(npz, **changes()))
     assert not any(tmp_path.iterdir()) or case == "batch"
 
 
@@ -202,7 +205,7 @@ def test_bad_recipes_are_refused_before_any_compile(tmp_path, npz, case):
     [(1.5, 1.0, r"alpha is 1.5; expected a number in \[0, 1\]"), (0.5, 0.0, r"T is 0\.0; expected a number in \(0")],
 )
 def test_bad_distillation_is_refused(npz, alpha, T, sentence):
-    recipe = tiny.student(npz, options=(("T", T),))
+    recipe = tiny.student(npz, options={"T": T})
     recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, alpha=alpha))
     with pytest.raises(Refused, match=sentence):
         stages.check(Stage(recipe, Stage(tiny.recipe(npz))))
@@ -229,7 +232,7 @@ def test_a_student_of_an_unfinished_teacher_is_refused(tmp_path, npz):
     with pytest.raises(
         Refused, match="teacher of 'pupil' .* is not finished or not intact .no manifest.; run it first"
     ):
-        train.teacher_of(stage, tmp_path)
+        results.teacher_of(stage, tmp_path)
 
 
 def test_missing_data_names_the_folder_and_the_command(tmp_path, monkeypatch):

@@ -9,13 +9,15 @@ import chex
 import jax
 import numpy as np
 
+from kdjax.objectives.rows import as_rows
 from kdjax.types import Batch, Output, Spec
+from tests.clocks import KEY, at
 from tests.laws.members import Member
 
 N = 16  # training examples that a member with memory knows
 EPOCHS = 8
-# One training run has one progress: late enough for every schedule to act, and no epoch's edge.
-PROGRESS = np.float32(0.6)
+# Late enough in a run for every schedule to act.
+CLOCK = at(0.6, EPOCHS)
 
 
 class Draw(NamedTuple):
@@ -84,12 +86,13 @@ def doors(member: Member, s: Sample, logits: Any = None, features: Any = None) -
     return batch, Output(s.logits if logits is None else logits, {"map": s.features if features is None else features})
 
 
-def evaluate(member: Member, state: Any, s: Sample, progress: Any = PROGRESS) -> Result:
+def evaluate(member: Member, state: Any, s: Sample, clock: Any = CLOCK) -> Result:
     """Value, gradient, new state and logs, as the step takes them."""
 
     def total(read):
         batch, output = doors(member, s, *read)
-        terms, new = member.objective.apply(state, batch, output, progress)
+        params, _ = member.objective.init(Spec(N, s.logits.shape[-1], EPOCHS), KEY)
+        terms, new = member.objective.apply(params, state, *as_rows(batch, output), clock)
         return terms.total, (new, terms.logs)
 
     (value, (new, logs)), gradient = jax.value_and_grad(total, has_aux=True)((s.logits, s.features))
@@ -99,7 +102,7 @@ def evaluate(member: Member, state: Any, s: Sample, progress: Any = PROGRESS) ->
 @cache
 def compiled(member: Member) -> Any:
     """One program per member, traced once per shape and precision."""
-    return jax.jit(lambda state, s, progress: evaluate(member, state, s, progress))
+    return jax.jit(lambda state, s, clock: evaluate(member, state, s, clock))
 
 
 @cache
@@ -107,14 +110,14 @@ def refreshed(member: Member) -> Any:
     return jax.jit(member.objective.refresh)
 
 
-def run(member: Member, s: Sample, state: Any = None, progress: Any = PROGRESS) -> Result:
-    return compiled(member)(history(member, s.logits.shape[-1]) if state is None else state, s, progress)
+def run(member: Member, s: Sample, state: Any = None, clock: Any = CLOCK) -> Result:
+    return compiled(member)(history(member, s.logits.shape[-1]) if state is None else state, s, clock)
 
 
 @cache
 def history(member: Member, k: int, classes: tuple[int, ...] | None = None) -> Any:
     """A state after three epochs, as host arrays, and a refresh where there is one; `classes` renames the K classes."""
-    state = member.objective.init(Spec(N, k, EPOCHS))
+    state = member.objective.init(Spec(N, k, EPOCHS), KEY)[1]
     if not jax.tree.leaves(state):
         return state
     for seed in range(3):
@@ -123,7 +126,7 @@ def history(member: Member, k: int, classes: tuple[int, ...] | None = None) -> A
             s = s._replace(label=np.argmax(s.logits, -1).astype(np.int32))
         s = s._replace(label=np.tile(s.label[:N], member.views))
         s = s if classes is None else renamed(s, np.asarray(classes))
-        state = compiled(member)(state, s, PROGRESS).state
+        state = compiled(member)(state, s, CLOCK).state
     if member.objective.refresh is not None:
         state = refreshed(member)(state, s.logits, s.label)
     return jax.tree.map(np.asarray, state)

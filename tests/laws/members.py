@@ -223,7 +223,7 @@ def of_loss(name: str) -> Member:
 
     known = {"history": "index", "features": "teacher"}
     fields = tuple(known.get(a, a) for a in declared.arguments)
-    objective = stateless(name, lambda batch, output, progress: values(batch, output))
+    objective = stateless(name, lambda batch, output, clock: values(batch, output))
     return Member(f"losses.{name}", name, objective, fields, declared.views, values)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdjax import losses, objectives, transforms
 from kdjax.types import Batch, Output, Spec
+from tests.clocks import KEY, at
 from tests.laws import door, members
 
 INF = float("inf")
@@ -61,10 +62,10 @@ def _id(side):
 def programs(name: str, options: tuple):
     objective = objectives.build(name, **dict(options))
 
-    def total(logits, s, progress):
+    def total(logits, s, clock):
         batch = Batch(None, s.label, None, s.index, Output(s.teacher), s.weight)
-        state = objective.init(Spec(door.N, s.logits.shape[-1], door.EPOCHS))
-        return objective.apply(state, batch, Output(logits), progress)[0].total
+        params, state = objective.init(Spec(door.N, s.logits.shape[-1], door.EPOCHS), KEY)
+        return objective.apply(params, state, batch, Output(logits), clock)[0].total
 
     return jax.jit(jax.value_and_grad(total))
 
@@ -74,7 +75,7 @@ def test_identity(left, right):
     with jax.enable_x64(True):
         for seed, scale in enumerate([0.5, 3.0, 12.0]):
             s = door.sample(door.Draw(seed, scale, SHAPE))
-            found = [programs(n, tuple(o.items()))(s.logits, s, door.PROGRESS) for n, o in (left, right)]
+            found = [programs(n, tuple(o.items()))(s.logits, s, door.CLOCK) for n, o in (left, right)]
             door.same(*found, rtol=1e-9, atol=1e-12)
 
 
@@ -86,8 +87,8 @@ def test_no_memory_of_an_earlier_epoch_is_the_nll():
         s = door.sample(door.Draw(2, 2.0, SHAPE))
         state = door.history(member, SHAPE[1])
         for progress in (0.0, 0.99 / door.EPOCHS):
-            found = door.run(member, s, state, np.float32(progress))
-            door.same(found[:2], door.run(nll, s, (), np.float32(progress))[:2], rtol=1e-6, atol=1e-7)
+            found = door.run(member, s, state, at(progress, door.EPOCHS))
+            door.same(found[:2], door.run(nll, s, (), at(progress, door.EPOCHS))[:2], rtol=1e-6, atol=1e-7)
         later = door.run(member, s, state, np.float32(1 / door.EPOCHS))
         assert abs(float(later.value - found.value)) > 1e-3, "and from the second epoch on it is not"
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdjax import losses, objectives
 from kdjax.errors import Refused
 from kdjax.types import Spec
+from tests.clocks import KEY, at
 from tests.laws import door, laws, members
 
 LAWS = settings(settings.get_profile("laws"))
@@ -123,10 +124,12 @@ def test_a_pure_loss_keeps_its_signature(member):
 def test_a_missing_field_is_refused_by_name(name):
     member = members.of_method(name)[0]
     s = door.sample(door.Draw(0, 1.0, SHAPE), member.views, np.float32)
-    state = member.objective.init(Spec(door.N, SHAPE[1], door.EPOCHS))
+    params, state = member.objective.init(Spec(door.N, SHAPE[1], door.EPOCHS), KEY)
     for field in member.fields:
         batch, output = door.doors(member, s)
         with pytest.raises(Refused, match=rf"needs batch\.{field}"):
             jax.eval_shape(
-                lambda b, o: member.objective.apply(state, b, o, np.float32(0)), batch._replace(**{field: None}), output
+                lambda b, o: member.objective.apply(params, state, b, o, at(0.0)),
+                batch._replace(**{field: None}),
+                output,
             )

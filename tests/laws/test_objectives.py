@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import objectives, step
+from kdjax import layout, objectives, step
 from kdjax.trainer import Trainer
 from kdjax.types import Spec
+from tests.clocks import KEY
 from tests.laws import door, members, training
 
 METHODS = pytest.mark.parametrize("name", objectives.METHODS)
@@ -19,7 +20,7 @@ METHODS = pytest.mark.parametrize("name", objectives.METHODS)
 @pytest.mark.parametrize("member", members.methods(), ids=str)
 def test_state_keeps_structure_shapes_and_dtypes(member):
     objective = member.objective
-    state = objective.init(Spec(door.N, 5, door.EPOCHS))
+    state = objective.init(Spec(door.N, 5, door.EPOCHS), KEY)[1]
     s = door.sample(door.Draw(0, 1.0, (6, 5)), member.views, np.float32)
     new = jax.eval_shape(lambda state, s: door.evaluate(member, state, s).state, state, s)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
@@ -66,7 +67,7 @@ def test_trains_on_digits_in_one_trace_resumes_exactly_and_shards(name):
 
     if jax.tree.leaves(start.objective):
         half, _ = training.train(trainer, stop=task.steps_per_epoch + 1)
-        saved = jax.device_put(host(half), step.replicated(trainer.mesh))
+        saved = jax.device_put(host(half), layout.replicated(trainer.mesh))
         resumed, _ = training.train(trainer, saved)
         chex.assert_trees_all_equal(host(whole), host(resumed))
         assert program.traces == 1

@@ -13,7 +13,8 @@ from configs import digits
 from experiments import common
 from kdjax import data, objectives, teachers
 from kdjax.recipes import Recipe
-from kdjax.trainer import Task, Trainer, fit, task
+from kdjax.tasks import Task, task
+from kdjax.trainer import Trainer, fit
 from kdjax.types import Dataset
 
 # Maps of features come from a convolutional network; all other methods train the quickest one.
@@ -59,7 +60,6 @@ def train(trainer: Trainer, state: Any = None, stop: int | None = None) -> tuple
         for state, found in trainer.steps(state, stop=last):
             for key, value in found.items():
                 logs.setdefault(key, []).extend(np.asarray(value))
-        if trainer.task.parts.objective.refresh is not None and int(state.step) % trainer.task.steps_per_epoch == 0:
-            split = trainer.task.dataset.calibration
-            state = trainer.refresh(state, trainer.predict(state.variables, split), split.label)
+        if int(state.step) % trainer.task.steps_per_epoch == 0:
+            state, _ = trainer.refreshed(state)
     return state, {key: np.array(values) for key, values in logs.items()}

@@ -148,7 +148,7 @@ def test_wrong_inputs_are_refused():
     dropped = build("mlp", num_classes=3, dropout=0.5)
     variables = dropped.init(key, jnp.zeros((1, 4)))
     with pytest.raises(Refused, match="key=None"):
-        dropped.apply(variables, jnp.zeros((1, 4)), True, None)
+        dropped.apply(variables, jnp.zeros((1, 4)), train=True)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def setup(name, *shape, **options):
 
 def test_training_updates_statistics_and_evaluation_does_not():
     model, variables, x = setup("conv_tiny", 6, 8, 8, 1)
-    output, stats = model.apply(variables, x, False, None)
+    output, stats = model.apply(variables, x, train=False)
     assert output.logits.shape == (6, 5)
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, stats, variables["batch_stats"]))
-    _, stats = model.apply(variables, x, True, KEY)
+    _, stats = model.apply(variables, x, train=True, key=KEY)
     assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
 
     # momentum 0.9 on the biased variance, against NumPy on the first convolution's output
@@ -41,14 +41,14 @@ def test_training_updates_statistics_and_evaluation_does_not():
 def test_network_without_batchnorm_has_empty_statistics():
     model, variables, x = setup("mlp", 3, 4, 4, 1)
     assert variables["batch_stats"] == {}
-    assert model.apply(variables, x, True, KEY)[1] == {}
+    assert model.apply(variables, x, train=True, key=KEY)[1] == {}
 
 
 def test_dropout_is_a_function_of_the_key():
     model, variables, x = setup("mlp", 3, 4, 4, 1, dropout=0.5)
 
     def logits(train, key):
-        return np.asarray(model.apply(variables, x, train, key)[0].logits)
+        return np.asarray(model.apply(variables, x, train=train, key=key)[0].logits)
 
     assert (logits(True, KEY) == logits(True, KEY)).all()
     assert (logits(True, KEY) != logits(True, jax.random.key(1))).any()
@@ -58,11 +58,11 @@ def test_dropout_is_a_function_of_the_key():
 @pytest.mark.parametrize("name", ["wrn_10_1", "mlp"])
 def test_bfloat16_compute_leaves_float32_logits_and_parameters(name):
     model, variables, x = setup(name, 4, 8, 8, 3, dtype="bfloat16")
-    output, stats = jax.jit(model.apply, static_argnums=2)(variables, x, True, KEY)
+    output, stats = jax.jit(model.apply, static_argnames="train")(variables, x, train=True, key=KEY)
     assert output.logits.dtype == output.features["penultimate"].dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(stats))
     assert jnp.isfinite(output.logits).all()
-    exact = build(name, num_classes=5).apply(variables, x, True, KEY)[0].logits
+    exact = build(name, num_classes=5).apply(variables, x, train=True, key=KEY)[0].logits
     gap = jnp.abs(output.logits - exact).max()
     assert 0 < gap < 0.1 * jnp.abs(exact).max() + 0.05  # it did compute in bfloat16, and nearly the same
 
@@ -86,7 +86,7 @@ def test_features_are_the_stages_and_the_penultimate_layer(name, size, stages, w
     model = build(name, num_classes=7)
     x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, KEY, x)
-    output, _ = jax.eval_shape(lambda v, x: model.apply(v, x, False, None), variables, x)
+    output, _ = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, x)
     assert output.logits.shape == (2, 7)
     assert output.features["penultimate"].shape == (2, width)
     maps = [output.features[f"stage{i}"].shape for i in range(1, len(output.features))]
@@ -95,7 +95,7 @@ def test_features_are_the_stages_and_the_penultimate_layer(name, size, stages, w
 
 def test_logits_are_the_head_of_the_penultimate_features():
     model, variables, x = setup("resnet8", 2, 8, 8, 3)
-    output, _ = model.apply(variables, x, False, None)
+    output, _ = model.apply(variables, x, train=False)
     head = variables["params"]["head"]
     expected = output.features["penultimate"] @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(output.logits, expected, rtol=1e-5, atol=1e-6)
@@ -122,7 +122,7 @@ def test_basic_block_adds_its_shortcut_before_the_last_relu():
     params["stage1_block1"]["norm2"]["scale"] = jnp.zeros(16)
     stem = jnp.asarray(variables["params"]["stem"]["kernel"])
     y = jax.lax.conv_general_dilated(x, stem, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    output, _ = model.apply({**variables, "params": params}, x, False, None)
+    output, _ = model.apply({**variables, "params": params}, x, train=False)
     np.testing.assert_allclose(output.features["stage1"], jax.nn.relu(y / np.sqrt(1 + 1e-5)), rtol=1e-5, atol=1e-6)
 
 
@@ -154,13 +154,13 @@ def test_batchnorm_over_a_sharded_batch_sees_the_global_batch():
     model, variables, _ = setup("conv_tiny", 8, 8, 8, 1)
     # The halves differ in mean and scale, so that statistics per shard would be far off.
     x = jnp.concatenate([images(4, 8, 8, 1), 3 + 5 * images(4, 8, 8, 1)])
-    step = jax.jit(model.apply, static_argnums=2)
-    one, one_stats = step(variables, x, True, KEY)
+    step = jax.jit(model.apply, static_argnames="train")
+    one, one_stats = step(variables, x, train=True, key=KEY)
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     everywhere = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    two, two_stats = step(everywhere, sharded, True, KEY)
+    two, two_stats = step(everywhere, sharded, train=True, key=KEY)
     np.testing.assert_allclose(one.logits, two.logits, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one_stats, two_stats)
-    shard, _ = step(variables, x[:4], True, KEY)
+    shard, _ = step(variables, x[:4], train=True, key=KEY)
     assert jnp.abs(shard.logits - one.logits[:4]).max() > 0.05

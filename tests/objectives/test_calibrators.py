@@ -8,9 +8,10 @@ import pytest
 from kdjax import objectives
 from kdjax.errors import Refused
 from kdjax.losses import nll
-from kdjax.objectives import stateful
 from kdjax.objectives.calibrators import CALIBRATORS
+from kdjax.objectives.rows import as_rows
 from kdjax.types import Batch, Output, Spec
+from tests.clocks import KEY, at
 
 N, K, B = 10, 4, 6
 SPEC = Spec(num_examples=N, num_classes=K, epochs=4)
@@ -25,13 +26,15 @@ def batch(seed=0, b=B, **fields):
 
 def run(objective, batch, logits, state=None, progress=0.6):
     """(loss, gradient, terms, state), jitted."""
-    state = objective.init(SPEC) if state is None else state
+    state = objective.init(SPEC, KEY)[1] if state is None else state
 
-    def loss(z, batch, state, progress):
-        terms, new = objective.apply(state, batch, Output(z), progress)
+    def loss(z, batch, state, clock):
+        terms, new = objective.apply((), state, *as_rows(batch, Output(z)), clock)
         return terms.total, (terms, new)
 
-    (value, (terms, new)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits, batch, state, progress)
+    (value, (terms, new)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        logits, batch, state, at(progress, SPEC.epochs)
+    )
     return value, grad, terms, new
 
 
@@ -42,7 +45,7 @@ def shapes(tree):
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_every_calibrator_keeps_its_state_in_shape_and_weight_zero_is_absence(name):
     objective = objectives.build(name)
-    state = objective.init(SPEC)
+    state = objective.init(SPEC, KEY)[1]
     full, logits = batch()
     _, _, _, state = run(objective, full, logits, state, progress=0.0)
     kept = jnp.array([1, 0, 1, 1, 0, 1], bool)
@@ -89,7 +92,7 @@ def test_every_calibrator_keeps_its_state_in_shape_and_weight_zero_is_absence(na
 def test_switched_off_it_is_the_nll(name, options):
     full, logits = batch()
     objective = objectives.build(name, **options)
-    state = objective.init(SPEC)
+    state = objective.init(SPEC, KEY)[1]
     if name == "pskd":
         state = state._replace(predictions=jnp.full((N, K), 1 / K))
     value, grad, _, _ = run(objective, full, logits, state, progress=0.0)
@@ -106,7 +109,7 @@ def test_terms_add_up_and_hyper_parameters_may_be_traced():
     @jax.jit
     def traced(gamma, beta):
         objective = objectives.build("mdca", gamma=gamma, beta=beta)
-        return objective.apply(objective.init(SPEC), full, Output(logits), 0.0)[0].total
+        return objective.apply(*objective.init(SPEC, KEY), full, Output(logits), at(0.0))[0].total
 
     np.testing.assert_allclose(traced(2.0, 5.0), terms.total, rtol=1e-6)
 
@@ -117,7 +120,7 @@ def test_a_missing_field_is_refused_by_the_name_of_the_method(name):
     objective = objectives.build(name)
     for field in CALIBRATORS[name].needs:
         with pytest.raises(Refused, match=rf"objective '{name}' needs batch\.{field}"):
-            objective.apply(objective.init(SPEC), full._replace(**{field: None}), Output(logits), 0.0)
+            objective.apply(*objective.init(SPEC, KEY), full._replace(**{field: None}), Output(logits), at(0.0))
 
 
 @pytest.mark.parametrize(
@@ -152,13 +155,6 @@ def test_out_of_range_is_refused_by_the_builder(name, options, sentence):
         objectives.build(name, **options)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 7), (3, 1), (7, 13), (200, 390), (350, 352)])
-def test_epoch_of_counts_completed_epochs_exactly(epochs, steps):
-    step = jnp.arange(epochs * steps, dtype=jnp.int32)
-    progress = step.astype(jnp.float32) / (epochs * steps)
-    np.testing.assert_array_equal(stateful.epoch_of(progress, jnp.float32(epochs)), step // steps)
-
-
 def test_adafocal_sum_is_the_mean_times_the_batch():
     full, logits = batch()
     mean = run(objectives.build("adafocal"), full, logits)[0]
@@ -167,7 +163,7 @@ def test_adafocal_sum_is_the_mean_times_the_batch():
 
 def test_adafocal_refresh_raises_gamma_where_the_model_is_over_confident():
     objective = objectives.build("adafocal", num_bins=3)
-    state = objective.init(SPEC)
+    state = objective.init(SPEC, KEY)[1]
     logits = jax.random.normal(jax.random.key(1), (300, K)) * 4
     always_wrong = objective.refresh(state, logits, (jnp.argmax(logits, -1) + 1) % K)
     assert (always_wrong.gamma > 1).all() and (jnp.diff(always_wrong.upper) > 0).all()
@@ -177,7 +173,7 @@ def test_adafocal_refresh_raises_gamma_where_the_model_is_over_confident():
 
 def test_crl_counts_an_example_once_and_survives_a_perfect_model():
     objective = objectives.build("crl")
-    state = objective.init(SPEC)
+    state = objective.init(SPEC, KEY)[1]
     label = jnp.zeros(B, jnp.int32)
     right = jnp.zeros((B, K)).at[:, 0].set(5.0)
     twice, _ = batch(label=label, index=jnp.array([0, 0, 1, 2, 3, 4]))
@@ -193,7 +189,7 @@ def test_crl_ranks_by_history_from_the_second_epoch_on():
     full, logits = batch()
     objective = objectives.build("crl")
     counts = jnp.zeros(N, jnp.int32).at[full.index].set(jnp.array([0, 1, 0, 1, 1, 0]))
-    state = objective.init(SPEC)._replace(counts=counts)
+    state = objective.init(SPEC, KEY)[1]._replace(counts=counts)
     assert run(objective, full, logits, state, 0.3)[2].losses["crl"] > 0
     doubled = run(objectives.build("crl", weight=2.0), full, logits, state, 0.3)[2].losses["crl"]
     np.testing.assert_allclose(doubled, 2 * run(objective, full, logits, state, 0.3)[2].losses["crl"], rtol=1e-6)

@@ -10,7 +10,9 @@ from kdjax.errors import Refused
 from kdjax.losses import distillation, uncertainty
 from kdjax.objectives import METHODS, build, distilled, options
 from kdjax.objectives.distillers import DISTILLERS
+from kdjax.objectives.rows import as_rows
 from kdjax.types import Batch, Output, Spec
+from tests.clocks import KEY, at
 
 RNG = np.random.default_rng(2)
 B, K = 6, 4
@@ -27,10 +29,11 @@ def batch(t=T, **fields):
 
 def run(objective, z=Z, data=None, progress=0.0, state=None):
     """(loss, logs, state, gradient with respect to the student's logits)."""
-    state = objective.init(SPEC) if state is None else state
+    state = objective.init(SPEC, KEY)[1] if state is None else state
 
     def loss(z):
-        terms, new = objective.apply(state, batch() if data is None else data, Output(z, {"stage": H}), progress)
+        rows = as_rows(batch() if data is None else data, Output(z, {"stage": H}))
+        terms, new = objective.apply((), state, *rows, at(progress, SPEC.epochs))
         return terms.total, (terms.logs, new)
 
     (value, (logs, new)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(z)
@@ -152,7 +155,7 @@ def test_a_row_of_weight_zero_is_absent_and_the_state_keeps_its_structure(name):
     assert np.isfinite(value) and np.all(np.isfinite(grad))
     np.testing.assert_array_equal(grad[weight == 0], 0.0)
     assert all(np.all(np.isfinite(v)) for v in logs.values())
-    start = objective.init(SPEC)
+    start = objective.init(SPEC, KEY)[1]
     assert jax.tree.structure(state) == jax.tree.structure(start)
     assert [x.dtype for x in jax.tree.leaves(state)] == [x.dtype for x in jax.tree.leaves(start)]
 
@@ -170,7 +173,7 @@ def test_options_may_be_traced():
     @jax.jit
     def loss(T_, T_c, eta, floor):
         objective = build("cud", T=T_, T_c=T_c, eta=eta, floor=floor)
-        return objective.apply((), batch(), Output(Z), 0.0)[0].total
+        return objective.apply((), (), batch(), Output(Z), at(0.0))[0].total
 
     np.testing.assert_allclose(loss(2.0, 1.5, 0.3, 0.0), run(build("cud", T=2.0, T_c=1.5, eta=0.3))[0], rtol=1e-5)
     slope = jax.grad(loss)(2.0, 1.5, 0.3, 0.0)
@@ -215,7 +218,7 @@ def test_dkd_warms_up_by_epochs():
 
 def test_ctkd_climbs_the_students_loss_at_a_growing_pace():
     objective = build("ctkd", lr=0.05, loops=10)
-    start = objective.init(SPEC)
+    start = objective.init(SPEC, KEY)[1]
     T0 = 1 + 20 / (1 + np.exp(-1.0))
     value, logs, early, _ = run(objective, progress=0.0)
     np.testing.assert_allclose(logs["T"], T0, rtol=1e-6)

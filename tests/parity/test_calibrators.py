@@ -10,6 +10,7 @@ import pytest
 from kdjax import losses, objectives
 from kdjax.transforms import mix
 from kdjax.types import Batch, Output, Spec
+from tests.clocks import KEY, at
 from tests.parity import golden
 
 
@@ -69,17 +70,20 @@ COVERS = {objective: set(variants) for objective, variants in STATELESS.items()}
 }
 
 
-def door(objective):
-    """(batch, logits, state, progress) -> (loss, gradient, terms, state), compiled once per shape."""
+START = at(0.0)
 
-    def loss(logits, batch, state, progress):
-        terms, new = objective.apply(state, batch, Output(logits), progress)
+
+def door(objective):
+    """(batch, logits, state, clock) -> (loss, gradient, terms, state), compiled once per shape."""
+
+    def loss(logits, batch, state, clock):
+        terms, new = objective.apply((), state, batch, Output(logits), clock)
         return terms.total, (terms, new)
 
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-    def apply(batch, logits, state=(), progress=0.0):
-        (value, (terms, new)), grad = compiled(logits, batch, state, progress)
+    def apply(batch, logits, state=(), clock=START):
+        (value, (terms, new)), grad = compiled(logits, batch, state, clock)
         assert value.dtype == grad.dtype == np.asarray(logits).dtype
         return value, grad, terms, new
 
@@ -94,7 +98,7 @@ def test_stateless(objective, variant):
         built = STATELESS[objective][variant](hparams)
 
         def loss(z):
-            terms, _ = built.apply(built.init(Spec(1, 2)), Batch(None, label=labels), Output(z), 0.0)
+            terms, _ = built.apply(*built.init(Spec(1, 2), KEY), Batch(None, label=labels), Output(z), at(0.0))
             return terms.total, terms
 
         return jax.value_and_grad(loss, has_aux=True)(logits)
@@ -174,7 +178,7 @@ def test_adafocal_updates():
         options |= {"switch": hp["switch"], "gamma_min": hp["gamma_min"], "gamma_max": hp["gamma_max"]}
         objective = objectives.build("adafocal", **options)
         refresh = jax.jit(objective.refresh)
-        pure = door = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), objective.init(Spec(1, 2)))
+        pure = door = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), objective.init(Spec(1, 2), KEY)[1])
         for step in case.steps:
             r, predicted, label = (
                 case.cast(step["inputs"][f"val_{n}"]) for n in ("confidences", "predictions", "labels")
@@ -202,14 +206,14 @@ def test_crl(variant):
         objective = objectives.build("crl", confidence=hp["rank_target"], weight=hp["rank_weight"], **entropy_only)
         apply = door(objective)
         n, k = len(steps[0]["inputs"]["correctness_before"]), steps[0]["inputs"]["batches"][0]["logits"].shape[-1]
-        state = objective.init(Spec(n, k, epochs=len(steps)))
+        state = objective.init(Spec(n, k, epochs=len(steps)), KEY)[1]
         for step in steps:
             golden.match(case, state.counts, step["inputs"]["correctness_before"])
             for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
                 index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
-                progress = jnp.float32(step["epoch"] - 1) / len(steps)
+                clock = at((step["epoch"] - 1) / len(steps), len(steps))
                 full = Batch(None, label=labels, index=index)
-                loss, grad, terms, state = apply(full, logits, state, progress)
+                loss, grad, terms, state = apply(full, logits, state, clock)
                 golden.match(case, terms.losses["nll"], np.asarray(expected["ce"]))
                 golden.match(case, terms.losses["crl"], np.asarray(expected["ranking"]) * hp["rank_weight"])
                 golden.match(case, loss, np.asarray(expected["loss"]))
@@ -238,14 +242,14 @@ def test_pskd():
         objective = objectives.build("pskd", alpha_T=hp["alpha_T"])
         apply = door(objective)
         n, k = steps[0]["expected"]["predictions_after"].shape
-        state = objective.init(Spec(n, k, hp["total_epochs"]))
+        state = objective.init(Spec(n, k, hp["total_epochs"]), KEY)[1]
         state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
         for step in steps:
             for batch, expected in zip(step["inputs"]["batches"], step["expected"]["batches"], strict=True):
                 index, labels, logits = (case.cast(batch[name]) for name in ("index", "labels", "logits"))
-                progress = jnp.float64(step["epoch"]) / hp["total_epochs"]
+                clock = at(step["epoch"] / hp["total_epochs"], hp["total_epochs"])
                 full = Batch(None, label=labels, index=index)
-                loss, grad, terms, state = apply(full, logits, state, progress)
+                loss, grad, terms, state = apply(full, logits, state, clock)
                 if step["epoch"] > 0:
                     golden.match(case, terms.logs["pskd_alpha"], np.asarray(step["alpha_t"]))
                 golden.match(case, loss, np.asarray(expected["loss"]))

@@ -1,0 +1,76 @@
+"""From a recipe to pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from kdjax import models, objectives, transforms
+from kdjax.errors import Refused
+from kdjax.recipes import Recipe
+from kdjax.types import Dataset, Model, Prepare, Transform
+
+
+class Parts(NamedTuple):
+    """A recipe turned into pure functions; hashable, so that equal recipes share compiled programs.
+
+    Attributes:
+      schedule: step -> learning rate, for the logs; None with an optimizer of the user's own.
+      prepare: the data set's own.
+    """
+
+    model: Model
+    objective: objectives.Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule | None
+    transform: Transform
+    prepare: Prepare
+
+
+def parts(recipe: Recipe, dataset: Dataset) -> Parts:
+    """The pure functions of a recipe on that data set; the same objects for recipes that differ only in the seed.
+
+    Raises:
+      Refused: a batch larger than the training split; a transform for another kind of input; a batch that the group of
+        BatchNorm does not divide.
+    """
+    steps = len(dataset.train.label) // recipe.batch_size
+    if steps < 1:
+        raise Refused(
+            f"batch_size {recipe.batch_size} is larger than the {len(dataset.train.label)} training examples of "
+            f"{dataset.name!r}; set it to at most {len(dataset.train.label)}."
+        )
+    if recipe.norm_group and recipe.batch_size % recipe.norm_group:
+        raise Refused(
+            f"norm_group is {recipe.norm_group} and batch_size {recipe.batch_size}; expected a group that divides the "
+            "batch."
+        )
+    same = dataclasses.replace(recipe, seed=0)
+    return _parts(same, dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
+    objective = objectives.build(recipe.method, **recipe.options)
+    brought = [_brought(recipe.method, recipe.options, num_classes)]
+    if recipe.distill is not None:
+        soft = objectives.build(recipe.distill.method, **recipe.distill.options)
+        objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
+        brought.append(_brought(recipe.distill.method, recipe.distill.options, num_classes))
+    transform = transforms.chain(
+        transforms.build(recipe.transform, num_classes=num_classes, kind=kind), *[t for t in brought if t is not None]
+    )
+    optimizer, schedule = recipe.optimizer.build(recipe.epochs, steps)
+    options = {**recipe.model_options, **({"norm_group": recipe.norm_group} if recipe.norm_group else {})}
+    model = models.build(recipe.model, num_classes=num_classes, dtype=recipe.precision, **options)
+    return Parts(model, objective, optimizer, schedule, transform, None)  # type: ignore[arg-type]  # set by parts
+
+
+def _brought(name: str, options: Mapping[str, Any], num_classes: int) -> Transform | None:
+    """The transform that a method brings along, such as mixup's."""
+    make = objectives.METHODS[name].transform
+    return None if make is None else make(num_classes=num_classes, **options)

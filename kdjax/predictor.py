@@ -1,0 +1,137 @@
+"""A finished stage as a predictor, without its training data, its config, or the defaults of today's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import checkpoints, layout, models, posthoc, prepare, step
+from kdjax.errors import Refused
+from kdjax.options import plain
+from kdjax.recipes import Recipe
+from kdjax.tasks import example
+from kdjax.types import Dataset, Model, Prepare, PyTree, Variables
+
+FILE = "model.json"
+"""In a stage's directory: what prediction needs beside the variables."""
+
+
+def describe(recipe: Recipe, dataset: Dataset, calibration: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """What prediction needs beside the variables, as JSON: network, constants of `prepare`, label names, the shape of
+    one example, and the temperature fitted on the calibration split's (logits, labels)."""
+    leaves = checkpoints.named({"inputs": example(dataset.train)})
+    return {
+        "model": recipe.model,
+        "model_options": plain(recipe.model_options),
+        "precision": recipe.precision,
+        "num_classes": dataset.num_classes,
+        "label_names": list(dataset.label_names),
+        "kind": dataset.kind,
+        "prepare": dataset.prepare.describe(),
+        "inputs": {name: [str(leaf.dtype), list(leaf.shape[1:])] for name, leaf in leaves.items()},
+        "temperature": float(posthoc.POSTHOC["temperature"].fit(*calibration)["T"]),
+    }
+
+
+def load(directory: str | Path) -> Predictor:
+    """The student, or teacher, of a stage's directory.
+
+        predictor = kdjax.load("runs/0123456789ab")
+        probabilities = predictor.predict(images)
+
+    Raises:
+      Refused: not a finished stage's directory, or files that no longer verify.
+    """
+    directory = Path(directory)
+    if not (directory / FILE).is_file():
+        raise Refused(
+            f"{directory} holds no {FILE}; expected the directory of a finished stage, such as runs/0123456789ab."
+        )
+    if problems := checkpoints.verify_manifest(directory):
+        raise Refused(f"{directory} is not finished or not intact ({problems[0]}); run the stage again.")
+    described = json.loads((directory / FILE).read_text())
+    model = models.build(
+        described["model"],
+        num_classes=described["num_classes"],
+        dtype=described["precision"],
+        **described["model_options"],
+    )
+    made = prepare.from_description(described["prepare"])
+    shapes = {
+        name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, (dtype, shape) in described["inputs"].items()
+    }
+    raw = checkpoints.nested(shapes)["inputs"]
+    mesh = layout.mesh(1)
+    variables = jax.eval_shape(lambda x: model.init(step.random_key(0), made(x)), raw)
+    everywhere = layout.replicated(mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
+    )
+    restored = checkpoints.Checkpoints(directory / "selected", keep=1).restore(like)
+    if restored is None:
+        raise Refused(f"{directory} holds no selected checkpoint; run the stage again.")
+    return Predictor(model, restored.tree, made, described, raw)
+
+
+class Predictor:
+    """A trained network that takes raw inputs, as its training data held them.
+
+    Attributes:
+      model, variables: the network.
+      label_names: K names, or () where the data set had none.
+      temperature: fitted on the calibration split; `predict` divides the logits by it.
+    """
+
+    def __init__(
+        self, model: Model, variables: Variables, prepare: Prepare, described: Mapping[str, Any], inputs: PyTree
+    ):
+        self.model, self.variables, self.prepare = model, variables, prepare
+        self.described = dict(described)
+        self.label_names = tuple(described["label_names"])
+        self.temperature = float(described["temperature"])
+        self._inputs = inputs
+        self._program = step.predict_step(model=model, prepare=prepare, mesh=layout.mesh(1))
+
+    def logits(self, inputs: PyTree, *, batch_size: int = 500) -> np.ndarray:
+        """[N, K] (or [N, R, K]) float32, uncalibrated.
+
+        Raises:
+          Refused: inputs of another shape or type than the training data's.
+        """
+        inputs = jax.tree.map(np.asarray, inputs)
+        self._check(inputs)
+        n = len(jax.tree.leaves(inputs)[0])
+        size = min(batch_size, n)
+        feed = layout.resident(inputs, np.zeros(n, np.int32), layout.mesh(1))
+        positions = [np.resize(np.arange(start, min(start + size, n)), size) for start in range(0, n, size)]
+        rows = [np.asarray(self._program(self.variables, feed, p.astype(np.int32))) for p in positions]
+        return np.concatenate([r[: min(size, n - i * size)] for i, r in enumerate(rows)])
+
+    def predict(self, inputs: PyTree, *, batch_size: int = 500) -> np.ndarray:
+        """Probabilities [N, K], calibrated by the fitted temperature.
+
+        Raises:
+          Refused: as `logits`.
+        """
+        logits = self.logits(inputs, batch_size=batch_size).astype(np.float64) / self.temperature
+        exp = np.exp(logits - logits.max(-1, keepdims=True))
+        return exp / exp.sum(-1, keepdims=True)
+
+    def _check(self, inputs: PyTree) -> None:
+        wanted, there = jax.tree.flatten(self._inputs), jax.tree.flatten(inputs)
+        same = str(wanted[1]) == str(there[1]) and all(
+            w.shape[1:] == x.shape[1:] and (w.dtype == x.dtype or (w.dtype.kind == x.dtype.kind == "f"))
+            for w, x in zip(wanted[0], there[0], strict=True)
+        )
+        if not same or not len(there[0][0]):
+            expected = ", ".join(f"{w.dtype} [N, {', '.join(map(str, w.shape[1:]))}]" for w in wanted[0])
+            received = ", ".join(f"{x.dtype} {list(x.shape)}" for x in there[0])
+            raise Refused(
+                f"this network was trained on inputs {expected} and got {received}; convert them, scale included."
+            )

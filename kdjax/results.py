@@ -1,0 +1,119 @@
+"""What a finished stage left behind, and how it is measured."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax import checkpoints, metrics, posthoc, teachers
+from kdjax.errors import Refused
+from kdjax.layout import mesh
+from kdjax.parts import Parts, parts
+from kdjax.stages import Stage, abstract_variables, dataset
+from kdjax.types import PyTree
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Result(NamedTuple):
+    """What a finished stage left behind, read from its files.
+
+    Attributes:
+      metrics: split name -> metric name -> value (fractions, nats), of the selected epoch.
+    """
+
+    stage: Stage
+    directory: Path
+    metrics: Mapping[str, Mapping[str, float]]
+    epoch: int
+    reused: bool
+
+    def logits(self, split: str) -> Pair:
+        """(logits [N, K], labels [N]) of "calibration" or "test"."""
+        return stored_logits(self.directory, split)
+
+
+def stored_logits(directory: Path, split: str) -> Pair:
+    """(logits [N, K], labels [N]) that a stage's directory holds for "calibration" or "test"."""
+    with np.load(directory / "logits" / f"{split}.npz", allow_pickle=False) as file:
+        return file["logits"], file["label"]
+
+
+def read(stage: Stage, workdir: Path, reused: bool = True) -> Result:
+    """The result of a finished stage, from its files.
+
+    Metrics are functions of the stored logits. Where the code that measures has changed since they were stored, they
+    are measured again, so that one table never mixes two definitions.
+    """
+    directory = stage.directory(workdir)
+    stored = checkpoints.read_json(directory / "result.json")
+    scores = stored["metrics"]
+    if stored["metrics_source"] != metrics_source_hash():
+        scores = measure(stage, workdir, {split: stored_logits(directory, split) for split in ("calibration", "test")})
+    return Result(stage, directory, scores, stored["epoch"], reused)
+
+
+@functools.cache
+def metrics_source_hash() -> str:
+    """SHA-256 over the sources of the code that measures."""
+    folders = [Path(package.__file__ or "").parent for package in (metrics, posthoc)]
+    sources = (path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def measure(stage: Stage, workdir: Path, pairs: Mapping[str, Pair]) -> dict[str, dict[str, float]]:
+    """Every metric of (logits, labels) by split; on the test split also what a temperature fitted on the calibration
+    split leaves, and how closely a student follows its teacher."""
+    scores = {split: metrics.evaluate(*pair) for split, pair in pairs.items()}
+    scores["test"] |= posthoc.refitted(*pairs["calibration"], *pairs["test"])
+    if stage.teacher is not None:
+        teacher_logits, _ = stored_logits(stage.teacher.directory(workdir), "test")
+        if teacher_logits.shape == pairs["test"][0].shape:
+            scores["test"] |= metrics.teacher_fidelity(pairs["test"][0], teacher_logits)
+    return scores
+
+
+def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
+    """(pure functions, variables) of a finished stage at its selected epoch.
+
+    Raises:
+      Refused: there is no selected checkpoint that verifies.
+    """
+    pieces = parts(stage.recipe, dataset(stage.recipe.data))
+    store = checkpoints_of(stage, workdir, "selected", keep=1)
+    restored = store.restore(abstract_variables(stage.recipe, mesh()))
+    if restored is None:
+        raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
+    return pieces, restored.tree
+
+
+def checkpoints_of(stage: Stage, workdir: Path, part: str, keep: int) -> checkpoints.Checkpoints:
+    """The stage's checkpoints in its subdirectory `part`, which nobody else's are taken for."""
+    return checkpoints.Checkpoints(stage.directory(workdir) / part, keep=keep, owner={**stage.owner, "part": part})
+
+
+def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:
+    """The finished parent of a stage as a teacher, post-hoc calibrated on the calibration split if the recipe says so.
+
+    Raises:
+      Refused: if the parent is not finished, or its files no longer verify.
+    """
+    if stage.teacher is None or stage.recipe.distill is None:
+        return None
+    directory = stage.teacher.directory(workdir)
+    problems = checkpoints.verify_manifest(directory, stage.teacher.owner)
+    if problems:
+        raise Refused(
+            f"the teacher of {stage.name!r} in {directory} is not finished or not intact ({problems[0]}); run it first."
+        )
+    pieces, variables = selected(stage.teacher, workdir)
+    teacher = teachers.frozen(pieces.model, variables)
+    if stage.recipe.distill.posthoc:
+        pair = posthoc.POSTHOC[stage.recipe.distill.posthoc]
+        teacher = teachers.calibrated(teacher, pair.apply, pair.fit(*stored_logits(directory, "calibration")))
+    return teacher

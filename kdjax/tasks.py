@@ -1,0 +1,133 @@
+"""A task: a recipe and a data set as pure functions and arrays."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from kdjax import data, layout, step, teachers
+from kdjax.errors import Refused
+from kdjax.parts import Parts, parts
+from kdjax.recipes import Recipe
+from kdjax.step import State
+from kdjax.types import Batch, Dataset, Model, PyTree, Split
+
+
+class Task(NamedTuple):
+    """A run as pure functions and arrays: everything that a training loop needs."""
+
+    parts: Parts
+    dataset: Dataset
+    teacher: teachers.Teacher | None
+    epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """N // B: the last N mod B examples of an epoch's order are left out, others in every epoch."""
+        return len(self.dataset.train.label) // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def spec(self) -> tuple[int, int, int]:
+        """(num_examples, num_classes, epochs)."""
+        return len(self.dataset.train.label), self.dataset.num_classes, self.epochs
+
+
+def task(
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: teachers.Teacher | None = None,
+    *,
+    model: Model | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Task:
+    """The task of a recipe on a data set, taught by `teacher` if the recipe distills.
+
+    Args:
+      model: a network of your own instead of the recipe's (`kdjax.models.linen`, `kdjax.models.nnx`).
+      optimizer: an optax optimizer of your own, learning rate and schedule included, instead of the recipe's.
+
+    Raises:
+      Refused: a recipe that distills without a teacher, or the reverse; arguments of another kind; whatever
+        `kdjax.parts.parts` refuses.
+    """
+    if not isinstance(recipe, Recipe):
+        raise Refused(
+            f"task got a {type(recipe).__name__} where a Recipe is expected; type task(Recipe(...), dataset)."
+        )
+    if not isinstance(dataset, Dataset):
+        raise Refused(
+            f"task got a {type(dataset).__name__} where a Dataset is expected; type kdjax.data.from_arrays(...)."
+        )
+    if teacher is not None and not isinstance(teacher, teachers.Teacher):
+        raise Refused(
+            f"task got a {type(teacher).__name__} as teacher; expected a Teacher: kdjax.teachers.frozen(model, "
+            "variables), or remembered(logits, of=dataset)."
+        )
+    if (recipe.distill is None) != (teacher is None):
+        raise Refused(
+            "the recipe distills and there is no teacher; type task(recipe, dataset, teacher), or distill=None."
+            if teacher is None
+            else "a teacher was given and the recipe does not distill; set Recipe(distill=Distill(...))."
+        )
+    if model is not None and not isinstance(model, Model):
+        raise Refused(
+            f"model is a {type(model).__name__}; expected a kdjax Model: wrap yours by kdjax.models.linen(module) or "
+            "kdjax.models.nnx(module)."
+        )
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        raise Refused(
+            f"optimizer is a {type(optimizer).__name__}; expected an optax optimizer, such as optax.adamw(1e-3)."
+        )
+    pieces = parts(recipe, dataset)
+    if model is not None:
+        pieces = pieces._replace(model=model)
+    if optimizer is not None:
+        pieces = pieces._replace(optimizer=optimizer, schedule=None)
+    return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed)
+
+
+def init_program(task: Task, mesh: Mesh) -> step.Program:
+    """(seed, one raw example, teacher variables) -> the state at step 0."""
+    p = task.parts
+    return step.init_step(
+        model=p.model,
+        objective=p.objective,
+        optimizer=p.optimizer,
+        spec=task.spec,
+        prepare=p.prepare,
+        teacher=None if task.teacher is None else task.teacher.apply,
+        mesh=mesh,
+    )
+
+
+def example(split: Split) -> PyTree:
+    """The first example of a split, with its batch axis."""
+    if data.is_lazy(split):
+        return split.inputs.gather(np.zeros(1, np.int64))
+    return jax.tree.map(lambda x: np.asarray(x[:1]), split.inputs)
+
+
+def example_batch(split: Split) -> Batch:
+    """The first example of a split as a batch of one."""
+    weight: Any = None if split.weight is None else np.asarray(split.weight[:1], np.float32)
+    label: Any = np.asarray(split.label[:1], np.int32)
+    index: Any = np.zeros(1, np.int32)
+    return Batch(inputs=example(split), label=label, index=index, weight=weight)
+
+
+def abstract(task: Task, mesh: Mesh) -> State:
+    """The state of a task on a mesh as shapes, dtypes and shardings; nothing is compiled."""
+    variables = () if task.teacher is None else task.teacher.variables
+    shapes = jax.eval_shape(init_program(task, mesh).jitted, np.uint32(0), example(task.dataset.train), variables)
+    everywhere = layout.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
