@@ -327,7 +327,7 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
     for key, value in given.items():
         path = f"{where}.{key}"
         if key == "distill":
-            values[key] = from_dict(Distill, value, path) if value and value["method"] else None
+            values[key] = None if value is None or value.get("method") == "" else from_dict(Distill, value, path)
         elif key in _NESTED:
             values[key] = from_dict(_NESTED[key], value, path)
         else:
