@@ -53,6 +53,7 @@ FLOORS = {
     "settings": 4,
     "predictor": 5,
     "stage_run": 5,
+    "huggingface": 4,
     "report": 5,
     "cli": 6,
     "__init__": 7,

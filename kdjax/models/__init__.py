@@ -4,12 +4,13 @@
     variables = model.init(key, images)  # {"params": ..., "batch_stats": ...}, plain dicts
     output, batch_stats = model.apply(variables, images, train=True, key=key)
 
-Inputs are normalized float images [B, H, W, C]. Names and shapes of the parameters are the checkpoint
-format: a test pins them.
+Inputs are normalized float images [B, H, W, C], or token ids with their mask (`transformer.Transformer`). Names and
+shapes of the parameters are the checkpoint format: a test pins them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,6 +24,8 @@ from kdjax.errors import Refused, nearest, one_of, positive, within
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.resnet import ResNet
 from kdjax.models.small import MLP, VGG, ConvNet
+from kdjax.models.transformer import Transformer
+from kdjax.models.transformer_names import NAMES, SHAPE, Architecture, named
 from kdjax.models.wrn import WideResNet
 from kdjax.types import Key, Model, Output, PyTree, Variables
 
@@ -68,7 +71,8 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "conv_tiny": partial(ConvNet, widths=(8, 16, 16), hidden=32),
     "mlp": MLP,
 }
-"""The common names. `build` also knows every `wrn_<d>_<k>`, d = 6n+4, and `resnet<d>_bottleneck`, d = 9n+2."""
+"""The common names. `build` also knows every `wrn_<d>_<k>`, d = 6n+4, and `resnet<d>_bottleneck`, d = 9n+2, and the
+transformers: those of `transformer_names.NAMES` and every `<family>_<L>l_<H>`, as in bert_4l_256."""
 
 
 def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any) -> Model:
@@ -80,7 +84,7 @@ def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any
       dtype: compute dtype, float32 or bfloat16. Parameters, BatchNorm statistics, the pooled features, the
         head and the logits are float32 in both.
       options: attributes of the network that its name leaves open: `dropout` (wrn, mlp), `pool` and
-        `conv_init` (resnet), `widths` (mlp, conv) and `hidden` (conv).
+        `conv_init` (resnet), `widths` (mlp, conv) and `hidden` (conv); those of `transformer_names.Architecture`.
 
     Returns:
       A `Model`. `apply` with `train=False` uses the running statistics and returns them unchanged; with
@@ -91,7 +95,6 @@ def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any
       Refused: unknown names or options (with the nearest ones), K < 2, another dtype; and, while tracing,
         inputs that are not float images, or dropout without a key.
     """
-    factory = _factory(name)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
         raise Refused(f"num_classes is {num_classes!r}; expected an integer of at least 2.")
     try:
@@ -99,28 +102,42 @@ def build(name: str, *, num_classes: int, dtype: Any = "float32", **options: Any
     except TypeError:
         dtype_name = str(dtype)
     one_of("dtype", dtype_name, _DTYPES)
-    free = _free(factory)
+    factory: Any = transformer if (text := named(name)) else _factory(name)
+    free = {field.name for field in dataclasses.fields(Architecture)} - set(SHAPE) if text else _free(factory)
     for option in options:
         if option not in free:
             hint = nearest(option, free) if free else "it takes none."
             raise Refused(f"model {name!r} has no option {option!r}; {hint}")
     _check_values(name, options)
-    module: Any = factory(num_classes=num_classes, dtype=jnp.dtype(dtype_name), **options)
+    module: Any = factory(num_classes=num_classes, dtype=jnp.dtype(dtype_name), **{**(text or {}), **options})
+    return as_model(module, name)
+
+
+def transformer(*, num_classes: int, dtype: Any, **attributes: Any) -> nn.Module:
+    """The network of an `Architecture`, given by its attributes."""
+    return Transformer(num_classes, Architecture(**attributes), dtype)
+
+
+def as_model(module: Any, name: str) -> Model:
+    """A Linen network as a pair of pure functions; `build` makes one from a name."""
     images = not isinstance(module, MLP)
+    check = getattr(module, "check_inputs", None) or partial(_check, images=images)
+    drops = module.drops if isinstance(module, Transformer) else getattr(module, "dropout", 0)
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        _check(name, inputs, images)
+        check(name, inputs)
         # Lazy: parameters alone are computed, not the forward pass, which eager mode would compile op by op.
-        variables = module.lazy_init(key, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), train=False)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+        variables = module.lazy_init(key, shapes, train=False)
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
     def apply(variables: Variables, inputs: PyTree, *, train: bool, key: Key | None = None) -> tuple[Output, PyTree]:
-        _check(name, inputs, images)
+        check(name, inputs)
         output: Any
         if not train:
             output = module.apply(variables, inputs, train=False)
             return output, variables.get("batch_stats", {})
-        if key is None and options.get("dropout"):
+        if key is None and drops:
             raise Refused(f"model {name!r} trains with dropout and got key=None; expected a jax.random.key.")
         rngs = None if key is None else {"dropout": key}
         output, changed = module.apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
@@ -168,7 +185,7 @@ def _factory(name: str) -> Callable[..., nn.Module]:
         if depth < 11 or (depth - 2) % 9:
             raise Refused(f"model is {name!r}; expected resnet<d>_bottleneck with d = 9n+2 (11, 20, 29, ...).")
         return _cifar((depth - 2) // 9, bottleneck=True)
-    return MODELS[one_of("model", name, MODELS)]
+    return MODELS[one_of("model", name, (*MODELS, *NAMES))]
 
 
 def _check(name: str, inputs: PyTree, images: bool) -> None:

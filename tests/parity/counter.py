@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.parity import golden
+from tests.text import golden as text
 
 
 def pytest_sessionfinish(session):
@@ -23,14 +24,13 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not golden.COMPARED:
-        return
-    total = sum(len(golden.cases(objective)) for objective in golden.objectives())
-    terminalreporter.write_line(
-        f"golden: {sum(map(len, golden.COMPARED.values()))} of {total} cases compared ("
-        + ", ".join(
-            f"{objective} {len(ids)}/{len(golden.cases(objective))}"
-            for objective, ids in sorted(golden.COMPARED.items())
-        )
-        + ")"
-    )
+    sets = {
+        "golden": {objective: len(golden.cases(objective)) for objective in golden.objectives()},
+        "golden text": {kind: len(cases) for kind, cases in text.cases().items()},
+    }
+    for name, totals in sets.items():
+        counts = {kind: len(ids) for kind, ids in sorted(golden.COMPARED.items()) if kind in totals}
+        if counts:
+            each = ", ".join(f"{kind} {count}/{totals[kind]}" for kind, count in counts.items())
+            total = sum(totals.values())
+            terminalreporter.write_line(f"{name}: {sum(counts.values())} of {total} cases compared ({each})")
