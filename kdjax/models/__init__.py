@@ -121,7 +121,7 @@ def transformer(*, num_classes: int, dtype: Any, **attributes: Any) -> nn.Module
 def as_model(module: Any, name: str) -> Model:
     """A Linen network as a pair of pure functions; `build` makes one from a name."""
     images = not isinstance(module, MLP)
-    check = getattr(module, "check_inputs", None) or partial(_check, images=images)
+    check = _checks_itself if isinstance(module, Transformer) else partial(_check, images=images)
     drops = module.drops if isinstance(module, Transformer) else getattr(module, "dropout", 0)
 
     def init(key: Key, inputs: PyTree) -> Variables:
@@ -149,6 +149,10 @@ def as_model(module: Any, name: str) -> Model:
 def version(name: str) -> str:
     """What stands for the code of a model from outside the package in a stage's id; "" for the package's own."""
     return ""
+
+
+def _checks_itself(name: str, inputs: PyTree) -> None:
+    """For a network that checks its own inputs while it is traced."""
 
 
 def _free(factory: Callable[..., nn.Module]) -> set[str]:

@@ -51,6 +51,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Int[Array, "B S"]], train: bool) -> Output:
+        self._check(inputs)
         net, exact = self.net, _exact(self.dtype)
         real = inputs["attention_mask"] != 0
         x = Embedding(self.net, exact, name="embed")(inputs["input_ids"], inputs.get("token_type_ids"), train)
@@ -75,8 +76,9 @@ class Transformer(nn.Module):
         """True if training needs a key."""
         return any((self.net.hidden_dropout_prob, self.net.attention_probs_dropout_prob, self.net.classifier_dropout))
 
-    def check_inputs(self, name: str, inputs: PyTree) -> None:
+    def _check(self, inputs: PyTree) -> None:
         """Refuses, while tracing, what is not token ids with a mask, or longer than the position table."""
+        name = f"{self.net.family}_{self.net.num_hidden_layers}l_{self.net.hidden_size}"
         wanted = "a dict of integer arrays [B, S]: input_ids, attention_mask and, if wanted, token_type_ids"
         if not isinstance(inputs, Mapping):
             what = f"an array of shape {inputs.shape}" if hasattr(inputs, "shape") else type(inputs).__name__
