@@ -58,6 +58,8 @@ def base(data: str) -> ConfigDict:
             # One replicate a seed; the split is shared, initialization, order and augmentation are not.
             "seeds": (0,),
             "run": dataclasses.asdict(Settings()),
+            # What a preset cut from the recipe it stands in for; printed in the report.
+            "size": "",
         }
     )
     choose_data(config, data)
@@ -78,10 +80,14 @@ def choose(part: ConfigDict, method: str) -> None:
     Raises:
       Refused: an unknown method, with the nearest names.
     """
-    options = {**objectives.options(method), **OPTIONS.get(method, {})}
-    part.method, part.options = method, ConfigDict(options)
+    part.method, part.options = method, ConfigDict(meant(method))
     if "weights" in part:
         part.weights = objectives.METHODS[method].weights
+
+
+def meant(method: str) -> dict[str, Any]:
+    """All the options that a method's name stands for in a configuration."""
+    return {**objectives.options(method), **OPTIONS.get(method, {})}
 
 
 def choose_data(config: ConfigDict, name: str) -> None:

@@ -30,7 +30,6 @@ from kdjax.launch import PATIENCE
 from kdjax.settings import Settings
 
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
-HELP = ("-h", "--h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
       Refused: whatever is wrong with the words, in one sentence.
     """
     imports(argv)
-    path, _, names = [default, *_values(argv, "config")][-1].strip().partition(":")
+    path, _, names = [default, *flag_values(argv, "config")][-1].strip().partition(":")
     module = load(path)
     config = configuration(module, path, names)
     typed = {field: f"--config.{field}" for field in _fields(argv)}
@@ -135,7 +134,7 @@ def imports(argv: Sequence[str]) -> None:
     Raises:
       Refused: naming the module and what it raised.
     """
-    for name in (part.strip() for value in _values(argv, "import") for part in value.split(",")):
+    for name in (part.strip() for value in flag_values(argv, "import") for part in value.split(",")):
         if not re.fullmatch(r"\w+(\.\w+)*", name):
             raise Refused(f"--import is {name!r}; expected the name of a module, such as my_methods or lab.losses.")
         try:
@@ -216,7 +215,7 @@ def presets(module: ModuleType) -> Mapping[str, Mapping[str, Any]]:
     return getattr(module, "PRESETS", {})
 
 
-def _values(argv: Sequence[str], name: str) -> list[str]:
+def flag_values(argv: Sequence[str], name: str) -> list[str]:
     """Every value given to a flag, as --name=value or --name value."""
     pattern, found = re.compile(rf"--?{re.escape(name)}(?:=(.*))?", re.DOTALL), list[str]()
     for position, word in enumerate(argv):
@@ -246,11 +245,11 @@ def _fields(argv: Sequence[str]) -> list[str]:
 
 def _choices(argv: Sequence[str], config: ConfigDict) -> None:
     """Methods and the data set chosen by flag, each with what its name stands for."""
-    for name in _values(argv, "config.recipe.data.name")[-1:]:
+    for name in flag_values(argv, "config.recipe.data.name")[-1:]:
         if name != config.recipe.data.name:
             choose_data(config, name)
     for field in METHODS:
-        for name in _values(argv, f"config.{field}")[-1:]:
+        for name in flag_values(argv, f"config.{field}")[-1:]:
             part = config[field.removesuffix(".method")]
             if name and name != part.method:
                 choose(part, name)
@@ -270,46 +269,6 @@ def _known(field: str, config: ConfigDict) -> None:
             hint = nearest(name, keys) if keys else "it holds no further fields."
             raise Refused(f"{where}: the configuration has no field {name!r}; {hint}")
         part = part[name]
-
-
-def help_text(argv: Sequence[str], documentation: str, *, default: str, workdir: str = "runs") -> str:
-    """What --help prints: the experiment, its flags, and every field of the configuration with its value.
-
-    Raises:
-      Refused: what `read` refuses about imports and the configuration.
-    """
-    imports(argv)
-    path, _, names = [default, *_values(argv, "config")][-1].partition(":")
-    module = load(path)
-    config = configuration(module, path, names)
-    own = ", ".join(presets(module)) or "none"
-    lines = [documentation.strip(), "", "Flags:"]
-    lines += [
-        "  --config=FILE:NAMES",
-        f"      A configuration and names, comma-separated; default {default}. Presets of {path}: {own}.",
-        "      Then teacher, its calibrator, student, its calibrator, distillation method, post-hoc calibrator.",
-        "  --import=MODULE",
-        "      Import modules of your own first, comma-separated, so that what they register can be named.",
-    ]
-    values = defined()
-    for name in values:
-        lines += [f"  --{name}", f"      {values[name].help}{f' Default {workdir}.' * (name == 'workdir')}"]
-    lines += ["", f"Fields of {path}{':' + names if names else ''}, each a flag:"]
-    lines += [f"  --config.{name}={value!r}" for name, value in _flat(config)]
-    return "\n".join(lines)
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, value) of every field."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in config.items():
-        dotted = f"{prefix}{name}"
-        pairs += _flat(value, f"{dotted}.") if isinstance(value, ConfigDict) else [(dotted, value)]
-    return pairs
-
-
-def wants_help(argv: Sequence[str]) -> bool:
-    return any(word in HELP for word in argv[1:])
 
 
 def program() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import traceback
@@ -16,23 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import command, stored
+from experiments import command, usage
 from experiments.command import Command
-from kdjax import (
-    checkpoints,
-    console,
-    launch,
-    layout,
-    meeting,
-    metrics,
-    objectives,
-    provenance,
-    report,
-    results,
-    runs,
-    settings,
-    stages,
-)
+from kdjax import console, launch, layout, meeting, metrics, objectives, runs, settings, stages
 from kdjax.errors import Refused, literal
 from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
@@ -81,9 +68,9 @@ def call(
     """
     logging.set_verbosity(logging.WARNING)
     try:
-        if command.wants_help(argv):
+        if usage.wants_help(argv):
             documentation = sys.modules[run.__module__].__doc__ or ""
-            print(command.help_text(argv, documentation, default=default, workdir=workdir))
+            print(usage.help_text(argv, documentation, default=default, workdir=workdir))
             return 0
         given = command.read(argv, default=default, workdir=workdir, ignored=ignored)
         if given.distributed:
@@ -119,6 +106,12 @@ def distinct(what: str, values: Sequence[Any], kind: type) -> None:
         raise Refused(f"{what} is {tuple(values)}; expected one or more different {kind.__name__}s, like ({kind(1)},).")
 
 
+def named(what: str, values: Sequence[Any]) -> None:
+    """Refuses a list of names that is empty, holds anything else, or names one twice."""
+    if not values or any(not isinstance(x, str) for x in values) or len({*values}) < len(values):
+        raise Refused(f"{what} is {tuple(values)}; expected one or more different names, like ('nll', 'mdca').")
+
+
 def recipe(config: ConfigDict, who: str, seed: int, **changes: Any) -> Recipe:
     """`config.recipe.<who>` on `config.recipe.data` with that seed, as the frozen dataclass."""
     given = {**config.recipe[who].to_dict(), "data": config.recipe.data.to_dict(), "seed": seed}
@@ -147,12 +140,11 @@ def run_settings(config: ConfigDict) -> settings.Settings:
     return from_dict(settings.Settings, config.run.to_dict(), "config.run")
 
 
-def execute(given: Command, targets: Sequence[Stage]) -> dict[str, results.Result] | None:
-    """Runs the stages and returns the results to the one process that reports; None elsewhere and under --plan.
+def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
+    """Runs the stages; results and failures for the one process that reports, None elsewhere and under --plan.
 
     Raises:
       Refused: whatever a run would refuse, under --plan too.
-      Diverged: some stages did; the others are finished.
     """
     run = run_settings(given.config).check()
     if given.plan:
@@ -167,9 +159,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> dict[str, results.Resul
         outcome = runs.run_all(targets, run, reporter)
     finally:
         reporter.close()
-    if outcome.failures:
-        raise Diverged("; ".join(outcome.failures.values()))
-    return outcome.results if is_primary() else None
+    return outcome if is_primary() else None
 
 
 def show_plan(planned: Sequence[stages.Planned]) -> None:
@@ -228,43 +218,28 @@ def _method(name: str, given: Mapping[str, Any]) -> str:
     return f"{name}({options})" if options else name
 
 
-def rows(results: dict[str, results.Result], groups: dict[str, list[Stage]]) -> list[report.Row]:
-    """One table row a group: the test metrics of its stages, one a seed."""
-    return [
-        report.Row(name, [dict(results[s.id].metrics["test"]) for s in members]) for name, members in groups.items()
-    ]
+def data_sentence(config: ConfigDict) -> str:
+    """What was trained and measured on."""
+    data = config.recipe.data
+    dataset = stages.dataset(recipe(config, "teacher", 0).data)
+    source = Path(data.path).name if data.path else dataset.name
+    sizes = [f"{len(split.label):,}" for split in (dataset.train, dataset.calibration, dataset.test)]
+    noise = f", with additive noise of sd {data.noise:g} of the pixel range" if data.noise else ""
+    return (
+        f"Data: {source}, {dataset.num_classes} classes{noise}; {sizes[0]} training examples, {sizes[1]} held out for "
+        f"calibration, {sizes[2]} for the test, which is read once."
+    )
 
 
-def publish(given: Command, name: str, rows: Sequence[report.Row], **extra: Any) -> report.Table:
-    """Prints the table of the rows and writes it as Markdown, CSV and JSON, with command and environment."""
-    folder = Path(given.config.run.workdir)
-    table = report.table(rows)
-    Console(width=None if sys.stdout.isatty() else 140).print(table.rich())
-    checkpoints.write_text(folder / f"{name}.md", table.markdown())
-    checkpoints.write_text(folder / f"{name}.csv", table.csv())
-    content = {
-        "command": given.text,
-        "environment": provenance.environment(),
-        "seeds": list(given.config.seeds),
-        "rows": [row._asdict() for row in rows],
-        **extra,
-    }
-    stored.write(folder / f"{name}.json", content)
-    return table
+def pooled(results: Mapping[str, Any], members: Sequence[Stage]) -> Any:
+    """The reliability bins of a row, the test examples of its finished seeds pooled; None where none finished."""
+    bins = [metrics.reliability(*results[s.id].logits("test")) for s in members if s.id in results]
+    return functools.reduce(lambda total, other: total.merge(other), bins) if bins else None
 
 
-def pooled(results: dict[str, results.Result], members: Sequence[Stage]) -> Any:
-    """The reliability bins of a group, its seeds' test examples pooled."""
-    bins = [metrics.reliability(*results[s.id].logits("test")) for s in members]
-    total = bins[0]
-    for other in bins[1:]:
-        total = total.merge(other)
-    return total
-
-
-def difference_sentence(where: str, ece: dict[str, float]) -> str:
+def difference_sentence(where: str, ece: Mapping[str, float], what: str = "KD(C) - KD(UC)") -> str:
     """A paired difference with its interval, in points of ECE."""
     return (
-        f"ECE, KD(C) - KD(UC) at {where}: {100 * ece['mean']:+.2f} points, 95 % bootstrap interval "
+        f"ECE, {what} at {where}: {100 * ece['mean']:+.2f} points, 95 % bootstrap interval "
         f"[{100 * ece['low']:+.2f}, {100 * ece['high']:+.2f}], n = {ece['n']:.0f} seeds."
     )

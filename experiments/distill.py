@@ -9,28 +9,50 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from experiments import common
+from ml_collections import ConfigDict
+
+from experiments import common, tables
 from experiments.command import Command
+from experiments.sheets import Sheet
+from experiments.tables import Row
 from kdjax import report
 from kdjax.stages import Stage
 
 
+def rows(config: ConfigDict) -> dict[str, Row]:
+    """Teacher, student alone, student."""
+    teacher, student = common.pair(config, 0)
+    alone = Stage(dataclasses.replace(student.recipe, distill=None), name="student alone")
+    return {
+        f"teacher: {common.label(teacher.recipe)}": Row(teacher),
+        f"student alone: {common.label(alone.recipe)}": Row(alone),
+        f"student: {common.label(student.recipe)}": Row(student),
+    }
+
+
 def run(given: Command) -> None:
-    config = given.config
-    groups: dict[str, list[Stage]] = {}
-    for seed in config.seeds:
-        teacher, student = common.pair(config, seed)
-        alone = Stage(dataclasses.replace(student.recipe, distill=None), name=f"student alone seed {seed}")
-        groups.setdefault(f"teacher: {common.label(teacher.recipe)}", []).append(teacher)
-        groups.setdefault(f"student alone: {common.label(alone.recipe)}", []).append(alone)
-        groups.setdefault(f"student: {common.label(student.recipe)}", []).append(student)
-    results = common.execute(given, [s for members in groups.values() for s in members])
-    if results is None:
+    finished = tables.run(given, rows(given.config))
+    if finished is None:
         return
-    ids = {name: [s.id for s in members] for name, members in groups.items()}
-    common.publish(given, "distill", common.rows(results, groups), stages=ids)
-    panels = [(name, common.pooled(results, members)) for name, members in groups.items()]
-    report.reliability_diagram(panels, Path(config.run.workdir) / "distill.png")
+    panels = [(name, common.pooled(finished.results, members)) for name, members in finished.groups.items()]
+    shown = [(name, bins) for name, bins in panels if bins is not None]
+    figure = Path(given.config.run.workdir) / "distill.png"
+    if shown:
+        report.reliability_diagram(shown, figure)
+    _, alone, student = finished.lines
+    difference = tables.paired(student, alone)
+    sentence = "One seed, or a failed one: differences have no interval."
+    if difference:
+        sentence = common.difference_sentence("the same recipe", difference["ece"], "distilled - alone")
+    tables.publish(
+        given,
+        "distill",
+        Sheet(finished.lines, tables.COLUMNS),
+        finished,
+        title=f"{student.name} and its teacher",
+        summary=[sentence],
+        figures=[("Reliability on the test split, seeds pooled", figure)] if shown else [],
+    )
 
 
 if __name__ == "__main__":

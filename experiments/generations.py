@@ -10,42 +10,63 @@ generation is the student's recipe, taught by the generation before it (KD(C), f
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from experiments import common
+from ml_collections import ConfigDict
+
+from experiments import common, figures, tables
 from experiments.command import Command
-from kdjax import metrics
+from experiments.sheets import Sheet
+from experiments.tables import Row, values
 from kdjax.stages import Stage, generations
 
 IGNORED = {"recipe.temperatures": common.ONLY["recipe.temperatures"]}
+CHAINS = ("KD(UC)", "KD(C)")
+
+
+def rows(config: ConfigDict) -> dict[str, Row]:
+    """Both chains, generation by generation."""
+    teacher, student = common.pair(config, 0)
+    plain = dataclasses.replace(teacher.recipe, method="nll", options={})
+    starts = {
+        chain: Stage(recipe, name=f"{common.label(recipe)} generation 0")
+        for chain, recipe in zip(CHAINS, (plain, teacher.recipe), strict=True)
+    }
+    made: dict[str, Row] = {}
+    for chain, start in starts.items():
+        chain_of = generations(dataclasses.replace(student, teacher=start, name=chain), config.recipe.generations)
+        made |= {f"{chain} generation {k}": Row(stage) for k, stage in enumerate(chain_of)}
+    return made
 
 
 def run(given: Command) -> None:
     config = given.config
-    groups: dict[str, list[Stage]] = {}
-    for seed in config.seeds:
-        teacher, student = common.pair(config, seed)
-        plain = dataclasses.replace(teacher.recipe, method="nll", options={})
-        chains = {
-            "KD(UC)": Stage(plain, name=f"{common.label(plain)} generation 0 seed {seed}"),
-            "KD(C)": dataclasses.replace(teacher, name=f"{common.label(teacher.recipe)} generation 0 seed {seed}"),
-        }
-        for chain, start in chains.items():
-            named = dataclasses.replace(student, teacher=start, name=f"{chain} seed {seed}")
-            for k, stage in enumerate(generations(named, config.recipe.generations)):
-                groups.setdefault(f"{chain} generation {k}", []).append(stage)
-    results = common.execute(given, [s for members in groups.values() for s in members])
-    if results is None:
+    finished = tables.run(given, rows(config))
+    if finished is None:
         return
-    differences = {}
+    differences, bars = {}, {}
     for k in range(config.recipe.generations + 1):
-        ece = [
-            [results[s.id].metrics["test"]["ece"] for s in groups[f"{chain} generation {k}"]]
-            for chain in ("KD(C)", "KD(UC)")
-        ]
-        if len(config.seeds) > 1:
-            differences[f"generation {k}"] = {"ece": metrics.paired(*ece)._asdict()}
-    ids = {name: [s.id for s in members] for name, members in groups.items()}
-    common.publish(given, "generations", common.rows(results, groups), stages=ids, kdc_minus_kduc=differences)
+        lines = {chain: finished.line(f"{chain} generation {k}") for chain in CHAINS}
+        if difference := tables.paired(lines["KD(C)"], lines["KD(UC)"]):
+            differences[f"generation {k}"] = difference
+        if shown := {chain: values(line, "ece") for chain, line in lines.items() if line.metrics}:
+            bars[f"{k}"] = shown
+    pictures = []
+    if bars:
+        path = Path(config.run.workdir) / "generations.png"
+        title = "Calibration over generations of self-distillation"
+        pictures = [(title, figures.bars(path, bars, ylabel="ECE %", title=title))]
+    sentences = [common.difference_sentence(where, d["ece"]) for where, d in differences.items()]
+    tables.publish(
+        given,
+        "generations",
+        Sheet(finished.lines, tables.COLUMNS),
+        finished,
+        title="Does calibration survive generations of self-distillation?",
+        summary=sentences or ["One seed, or a failed one: differences have no interval."],
+        figures=pictures,
+        kdc_minus_kduc=differences,
+    )
 
 
 if __name__ == "__main__":

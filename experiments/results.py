@@ -15,8 +15,9 @@ from typing import Any
 
 from absl import app
 
-from experiments import common, stored
-from kdjax import checkpoints, report
+from experiments import common, stored, tables
+from experiments.sheets import Line, Sheet
+from kdjax import checkpoints
 from kdjax.errors import Refused
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,9 @@ BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def block(content: dict[str, Any]) -> str:
     """One result as Markdown."""
-    table = report.table([report.Row(**row) for row in content["rows"]]).markdown()
+    lines_of = [Line(**row) for row in content["rows"]]
+    what = content.get("published", {"what": "", "source": ""})
+    table = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"]).markdown()
     lines = ["```", content["command"], "```", "", table.strip(), ""]
     for where, found in content.get("kdc_minus_kduc", {}).items():
         lines.append(f"- {common.difference_sentence(where, found['ece'])}")

@@ -93,6 +93,8 @@ class Data:
     test_examples: int = 0
     noise: float = 0.0
     noise_seed: int = 0
+    classes: int = 0
+    resolution: int = 0
     options: Mapping[str, Any] = NONE
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from configs import base, cifar10, cifar100, digits
-from experiments import command, common
+from experiments import command, common, usage
 from kdjax import stages
 from kdjax.errors import Refused
 from kdjax.objectives import METHODS, options
@@ -129,7 +129,7 @@ def test_unknown_names_are_answered_with_the_nearest(arg, sentence):
 
 def test_a_recipe_survives_its_own_json():
     recipe = common.recipe(digits.get_config("adafocal"), "student", 5)
-    again = from_dict(Recipe, json.loads(recipe.canonical()))
+    again = from_dict(Recipe, json.loads(json.dumps(recipe.resolved())))
     assert again.canonical() == recipe.canonical() and again.optimizer == recipe.optimizer
 
 
@@ -171,7 +171,7 @@ TOGETHER = {
 def test_a_field_of_one_leaves_the_other_alone(changed, other):
     """Over every field: the other network's recipe, and so its id, stays; what was changed moves."""
     before = read()
-    for field, value in command._flat(before.recipe[changed]):
+    for field, value in usage.flat(before.recipe[changed]):
         if "options" in field and field not in ("options.beta", "distill.options.T"):
             continue  # every method has others
         now = OTHER.get(field, not value if isinstance(value, bool) else value)

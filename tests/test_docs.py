@@ -21,8 +21,11 @@ import jax
 import numpy as np
 import pytest
 
+import kdjax
 from experiments import command, common
-from kdjax import data, metrics, models, objectives, posthoc, types
+from kdjax import data, metrics, models, objectives, posthoc, runs, types
+from kdjax.settings import Settings
+from kdjax.stages import Stage
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +37,7 @@ NOT_RUN = {
 }
 """How an example starts -> why it is not run."""
 
-SMALLER = {"folds=5": "folds=2"}
+SMALLER = {"folds=5": "folds=2", "num_classes=10": "num_classes=4"}
 """What an example says -> what the test runs in its place, to be quick."""
 
 ON_SHAPES = ("kdjax/models/__init__.py:",)
@@ -129,7 +132,8 @@ def names(tmp_path_factory) -> dict[str, Any]:
         **{"confidence": confidence, "correct": correct},
         **{"calibration_probs": probabilities, "calibration_labels": y_test},
         **{"test_probs": probabilities, "test_labels": y_test},
-        "images": np.zeros((2, 8, 8, 3), np.float32),
+        "kdjax": kdjax,
+        "images": x[:2],
         "dataset": data.from_arrays(train=(x, y), test=(x_test, y_test), num_classes=tiny.CLASSES),
         "recipe": tiny.recipe(tiny.npz(folder)),
         "distilled": tiny.student(tiny.npz(folder)),
@@ -138,6 +142,19 @@ def names(tmp_path_factory) -> dict[str, Any]:
         "params": posthoc.POSTHOC["temperature"].fit(logits, y_test),
         "batch": types.Batch(x[:4], y[:4], None, np.arange(4), None, None),
     }
+
+
+STAGE = "runs/0123456789ab"
+"""What examples call the directory of a finished stage."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The directory of a finished stage."""
+    folder = tmp_path_factory.mktemp("runs")
+    stage = Stage(tiny.recipe(tiny.npz(folder), epochs=1))
+    runs.run_all([stage], Settings(workdir=str(folder), devices=1))
+    return stage.directory(folder)
 
 
 def reason(text: str) -> str | None:
@@ -162,7 +179,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("example", PYTHON, ids=lambda example: example.place)
-def test_the_example_of_a_docstring_runs(example, names, tmp_path, monkeypatch):
+def test_the_example_of_a_docstring_runs(example, names, tmp_path, monkeypatch, request):
     if why := reason(example.text):
         pytest.skip(why)
     monkeypatch.chdir(tmp_path)
@@ -170,6 +187,10 @@ def test_the_example_of_a_docstring_runs(example, names, tmp_path, monkeypatch):
     module = importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     session = {**vars(importlib.import_module("kdjax")), **names, **vars(module)}
     text = example.text
+    if STAGE in text:
+        text = text.replace(STAGE, str(request.getfixturevalue("finished")))
+    if "calibrator.json" in text:
+        posthoc.fitted("temperature", names["params"], num_classes=4).save("calibrator.json")
     for published, small in SMALLER.items():
         text = text.replace(published, small)
     program = compile(text, example.place, "exec")

@@ -70,7 +70,7 @@ def test_quickstart_describes_the_data_it_used(tmp_path):
         np.savez(path, **arrays, num_classes=4)
     words = ["x", "--config.recipe.data.name=arrays", f"--config.recipe.data.path={path}"]
     config = common.command.read(words, default="configs/digits.py").config
-    sentence = quickstart.notes(config, {"device": "a", "cpus": 1, "versions": {"jax": "0"}})[0]
+    sentence = common.data_sentence(config)
     assert sentence.startswith("Data: tiny.npz, 4 classes; 72 training examples, 8 held out for calibration, 40 for")
     assert "noise" not in sentence
 
@@ -80,7 +80,10 @@ def test_plan_prints_the_dag_and_computes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "6 stages, 6 to run" in printed and "missing" in printed
     # Every option of every method, and what an epoch leaves out.
-    assert "conv_small mdca: mdca(beta=1.0, gamma=3.0" in printed and "0.1 * nll + 0.9 * kd(T=4.0" in printed
+    assert (
+        "conv_small mdca: mdca(alpha=0.0, beta=1.0, gamma=3.0)" in printed
+        and "0.1 * nll + 0.9 * kd(T=4.0, T_c=1.0" in printed
+    )
     assert "800 training examples in batches of 64: 12 steps an epoch, and the 32 examples left over" in printed
     assert not any(tmp_path.iterdir())
 

@@ -83,7 +83,7 @@ def test_settings_that_are_compared_are_distinct_numbers(values):
     with config.unlocked():
         config.recipe.temperatures = values
     with pytest.raises(Refused, match="config.recipe.temperatures is .*; expected one or more different floats"):
-        quickstart.declare(config)
+        quickstart.rows(config)
     common.distinct("it", (1, 4.0), float)
 
 

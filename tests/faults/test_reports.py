@@ -22,7 +22,7 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     stage = Stage(tiny.recipe(tiny.npz(folder)))
     done = runs.run_all([stage], Settings(workdir=str(folder), devices=1))
-    row = report.Row("teacher", [dict(done[stage.id].metrics["test"])])
+    row = report.Row("teacher", [dict(done.results[stage.id].metrics["test"])])
     content = {"command": "python -m experiments.x", "rows": [row._asdict()], "stages": {"teacher": [stage.id]}}
     stored.write(folder / "results.json", content)
     return folder

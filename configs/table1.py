@@ -1,0 +1,33 @@
+"""KD(C), table 1: CIFAR-100, teacher WRN-40-2, students WRN-40-1 and MobileNetV2, every calibrator.
+
+    python -m experiments.table1 --plan
+    python -m experiments.table1 --config=configs/table1.py:cpu
+
+Sizes: none (the paper's recipe, 200 epochs), `short` (30 epochs of a one-cycle schedule, for one GPU), `cpu` (ResNet-8
+teaching ResNet-8 on 1,280 images of the first 20 classes at 16x16, 60 epochs: about an hour on two cores).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import finish
+from configs.cifar import kdc, short, small
+
+PRESETS = {
+    "cpu": {**small(), "recipe.students": ("resnet8",)},
+    "short": short(30, precision="bfloat16", batch_size=512, **{"optimizer.lr": 0.4}),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = kdc("cifar100", epochs=200, milestones=(100.0, 150.0), weight_decay=5e-4)
+    config.recipe.teacher.model = "wrn_40_2"
+    # The networks that are trained alone and taught.
+    config.recipe.students = ("wrn_40_1", "mobilenet_v2")
+    config.recipe.calibrators = (
+        *("nll", "label_smoothing", "mmce", "mixup", "crl", "pskd", "mdca", "adafocal", "cpc", "mbls", "acls"),
+    )
+    # The calibrators whose teachers teach, and the one of them that counts as none: KD(UC) instead of KD(C).
+    config.recipe.uncalibrated = "nll"
+    config.recipe.teachers = ("nll", "mixup", "adafocal", "cpc", "mdca", "mmce")
+    config.seeds = (0, 1, 2)
+    return finish(config, arg, PRESETS)

@@ -1,0 +1,114 @@
+"""Figures of the tables, each as PNG and PDF: bars, scatter plots and heat maps.
+
+Colors are Okabe and Ito's, which most kinds of color blindness tell apart; every value is also in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
+STYLE: dict[str, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def _save(figure: Any, path: Path, description: str) -> Path:
+    """Writes `path` as PNG, with its description for those who cannot see it, and beside it as PDF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".pdf"), metadata={"Subject": description, "CreationDate": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Description": description})
+    _pyplot().close(figure)
+    return path.with_suffix(".png")
+
+
+def _pyplot() -> Any:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, title: str) -> Path:
+    """Bars side by side: group -> bar -> one value a seed; the height is the mean, the line one standard deviation."""
+    kinds = [*dict.fromkeys(kind for values in groups.values() for kind in values)]
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(max(5.0, 1.1 * len(groups)), 3.6), layout="constrained")
+        width = 0.8 / len(kinds)
+        for k, kind in enumerate(kinds):
+            shown = [(i, np.asarray(v[kind])) for i, v in enumerate(groups.values()) if kind in v]
+            at = [i + (k - (len(kinds) - 1) / 2) * width for i, _ in shown]
+            sd = [v.std(ddof=1) if len(v) > 1 else 0.0 for _, v in shown]
+            axes.bar(at, [v.mean() for _, v in shown], width, yerr=sd, color=COLORS[k], label=kind, capsize=2)
+        axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+        axes.set(ylabel=ylabel)
+        axes.set_title(title, loc="left")
+        axes.legend(frameon=False)
+        words = "; ".join(
+            f"{group}: {', '.join(f'{kind} {np.mean(v):.2f}' for kind, v in values.items())}"
+            for group, values in groups.items()
+        )
+        return _save(figure, path, f"{title}. {ylabel}: {words}.")
+
+
+def scatter(
+    path: Path,
+    points: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Path:
+    """Labeled points: kind (color) -> label -> (x, y)."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 4.4), layout="constrained")
+        for color, marker, (kind, labeled) in zip(COLORS, "os^Dv*Px", points.items(), strict=False):
+            x, y = zip(*labeled.values(), strict=True)
+            axes.scatter(x, y, color=color, marker=marker, label=kind)
+            for label, at in labeled.items():
+                axes.annotate(label, at, textcoords="offset points", xytext=(4, 3), fontsize=7)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, loc="left")
+        axes.legend(frameon=False)
+        words = "; ".join(
+            f"{kind} {label} ({x:.2f}, {y:.2f})"
+            for kind, labeled in points.items()
+            for label, (x, y) in labeled.items()
+        )
+        return _save(figure, path, f"{title}. {ylabel} against {xlabel}: {words}.")
+
+
+def heat(
+    path: Path,
+    panels: Mapping[str, np.ndarray],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+) -> Path:
+    """One map a panel, values [rows, columns] written into the cells; NaN is a cell that failed."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        size = (1.2 + 0.75 * len(columns) * len(panels), 1.6 + 0.5 * len(rows))
+        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        for ax, (title, values) in zip(axes[0], panels.items(), strict=True):
+            ax.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+            middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
+            for i, j in np.ndindex(values.shape):
+                text = f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "failed"
+                ax.text(j, i, text, ha="center", va="center", color="white" if values[i, j] < middle else "black")
+            ax.set_xticks(range(len(columns)), columns)
+            ax.set_yticks(range(len(rows)), rows)
+            ax.set(xlabel=xlabel, ylabel=ylabel)
+            ax.set_title(title, loc="left")
+        words = "; ".join(
+            f"{title}: {', '.join(f'{rows[i]} {columns[j]} {v[i, j]:.2f}' for i, j in np.ndindex(v.shape))}"
+            for title, v in panels.items()
+        )
+        return _save(figure, path, f"{words}.")
