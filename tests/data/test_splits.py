@@ -5,6 +5,7 @@ import pytest
 
 from kdjax.data import from_arrays, load, overlap, verify_splits
 from kdjax.errors import Refused
+from kdjax.prepare import Normalize, Unchanged
 
 RNG = np.random.default_rng(1)
 X = RNG.integers(0, 256, (200, 4, 4, 3), np.uint8)
@@ -25,7 +26,7 @@ def test_digits_are_digits():
     assert [len(s.label) for s in (data.train, data.calibration, data.test)] == [900, 100, 797]
     np.testing.assert_array_equal(np.sort(members(data.train, data.calibration, data.test)), np.arange(1797))
     assert data.train.inputs.shape[1:] == (8, 8, 1) and data.train.inputs.dtype == np.float32
-    assert data.train.inputs.min() == 0 and data.train.inputs.max() == 1 and data.scale == 1
+    assert data.train.inputs.min() == 0 and data.train.inputs.max() == 1 and data.prepare.scale == 1
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -77,7 +78,7 @@ def test_subsets_are_nested_and_share_the_calibration_split_and_the_constants():
     assert len(tenth.train.index) == 18
     for subset in (half, tenth):
         assert subset.calibration_id == whole.calibration_id and subset.fingerprint != whole.fingerprint
-        assert (subset.mean, subset.std) == (whole.mean, whole.std)
+        assert subset.prepare == whole.prepare
         verify_splits(whole, subset)
         verify_splits(subset, whole)
     picked = own(test_examples=10)
@@ -114,6 +115,9 @@ def relabeled(y):
         lambda: own(normalization="none"),
         lambda: own(split_seed=1),
         lambda: own(calibration_fraction=0.2),
+        lambda: own(calibration_split="random"),
+        lambda: own(train_weight=np.ones(200)),
+        lambda: own(class_weight="balanced"),
         lambda: own(train_examples=100),
         lambda: own(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1])),
         lambda: from_arrays((X, Y, np.arange(200) + 1), TEST, num_classes=5),
@@ -135,30 +139,36 @@ def test_calibration_id_is_about_the_calibration_examples_alone():
 def test_own_normalization_is_that_of_the_training_part():
     pixels = own(calibration_fraction=0.5)
     scaled = X[pixels.train.index].astype(np.float64) / 255
-    np.testing.assert_allclose(pixels.mean, scaled.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(pixels.std, scaled.std((0, 1, 2)), rtol=1e-5)
-    assert pixels.scale == 255
+    np.testing.assert_allclose(pixels.prepare.mean, scaled.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(pixels.prepare.std, scaled.std((0, 1, 2)), rtol=1e-5)
+    assert pixels.prepare.scale == 255
     features = RNG.normal(3.0, 2.0, (200, 6)).astype(np.float64)
     features[:, 2] = 1.5  # constant: must not divide by zero
-    data = from_arrays((features, Y), (features[:40], TEST[1]), num_classes=5)
-    np.testing.assert_allclose(data.mean, features[data.train.index].mean(0), rtol=1e-5)
-    assert data.std[2] == 1.0 and data.scale == 1.0 and data.train.inputs.dtype == np.float32
+    data = from_arrays((features, Y), (features[:40] + 1, TEST[1]), num_classes=5)
+    np.testing.assert_allclose(data.prepare.mean, features[data.train.index].mean(0), rtol=1e-5)
+    assert data.prepare.std[2] == 1.0 and data.prepare.scale == 1.0 and data.train.inputs.dtype == np.float32
+    assert data.kind == "features"
 
 
 def test_given_constants_and_calibration_are_kept():
     calibration = (TEST[0][:10] ^ 255, TEST[1][:10])
     data = own(calibration=calibration, normalization=((0.5,) * 3, (0.25,) * 3))
     np.testing.assert_array_equal(data.calibration.inputs, calibration[0])
-    assert len(data.train.label) == 200 and data.mean == (0.5,) * 3 and data.std == (0.25,) * 3
+    assert len(data.train.label) == 200 and data.prepare == Normalize((0.5,) * 3, (0.25,) * 3, 255.0)
+    # One pair for all channels is the same.
+    assert own(normalization=((0.5,), (0.25,))).prepare == data.prepare
     assert not set(data.calibration.index) & set(data.train.index)
 
 
 def test_tokens_with_a_mask():
     inputs = {"ids": RNG.integers(0, 50, (60, 7)), "mask": np.ones((60, 7), bool)}
-    data = from_arrays((inputs, Y[:60]), (inputs, Y[:60]), num_classes=5)
-    assert data.train.inputs["ids"].shape == (54, 7) and (data.mean, data.std, data.scale) == ((0.0,), (1.0,), 1.0)
-    renamed = {"ids": inputs["ids"], "valid": inputs["mask"]}
-    assert data.fingerprint != from_arrays((renamed, Y[:60]), (renamed, Y[:60]), num_classes=5).fingerprint
+    other = {"ids": inputs["ids"] + 50, "mask": inputs["mask"]}
+    data = from_arrays((inputs, Y[:60]), (other, Y[:60]), num_classes=5)
+    assert data.train.inputs["ids"].shape == (54, 7) and data.prepare == Unchanged() and data.kind == "text"
+    renamed = ({"ids": x["ids"], "valid": x["mask"]} for x in (inputs, other))
+    assert data.fingerprint != from_arrays(*((x, Y[:60]) for x in renamed), num_classes=5).fingerprint
+    ids = from_arrays((inputs["ids"], Y[:60]), (other["ids"], Y[:60]), num_classes=5)
+    assert ids.prepare == Unchanged() and ids.kind == "text"
 
 
 def test_a_teacher_that_saw_the_calibration_examples_is_refused():
@@ -176,7 +186,11 @@ def test_a_teacher_that_saw_the_calibration_examples_is_refused():
 def test_duplicates_of_the_source_are_no_leak():
     doubled = np.concatenate([X[:100], X[:100]])
     labels = np.concatenate([Y[:100], Y[:100]])
-    whole, subset = own(x=doubled, y=labels), own(x=doubled, y=labels, train_examples=50)
+    with pytest.raises(Refused, match="14 of 20 calibration examples also occur in train; 83 of 180 train examples"):
+        own(x=doubled, y=labels)
+    with pytest.warns(UserWarning, match="14 of 20 calibration examples also occur in train"):
+        whole = own(x=doubled, y=labels, allow_overlap=True)
+    subset = own(x=doubled, y=labels, train_examples=50, allow_overlap=True)
     verify_splits(whole, subset)
 
 
