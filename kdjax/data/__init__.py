@@ -4,6 +4,7 @@
     data = load("digits", noise=0.5, train_examples=800)                 # shipped with scikit-learn
     data = load("arrays", path="mine.npz", num_classes=10)               # your own arrays
     data = load("folder", path="my_images", image_size=64)               # your own images, by class
+    data = load("files", path="mine.csv", image_size=64)                 # your own images, listed with their labels
     data = from_arrays(train=(x, y), test=(x_test, y_test), num_classes=10)
 
 tfds, array_record and grain are imported here and nowhere else, inside functions; TensorFlow never, except to prepare.
@@ -16,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kdjax.data import digits, folders, prepared
+from kdjax.data import digits, folders, listing, prepared
 from kdjax.data.arrays import as_source, from_arrays, npz_source
 from kdjax.data.lazy import Lazy, is_lazy, one_example, take
 from kdjax.data.normalization import Normalization
@@ -57,6 +58,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits.source,
     "arrays": npz_source,
     "folder": folders.source,
+    "files": listing.source,
 }
 """Every source by name; its keyword arguments are the options that it understands. Another name is a prepared set."""
 
@@ -127,11 +129,11 @@ def load(
     """A data set by name. The options are a recipe's `data` section; `feed` and the two folders change no number.
 
     Args:
-      name: "digits", "arrays", "folder", a registered name, or a prepared tfds set (`cifar10`, `name/config`,
+      name: "digits", "arrays", "folder", "files", a registered name, or a prepared tfds set (`cifar10`, `name/config`,
         `name:version`).
-      path, num_classes: the `.npz` of "arrays" and its class count; the root of "folder".
+      path, num_classes: the `.npz` of "arrays", the root of "folder", the table of "files"; and the class count.
       split_seed, calibration_fraction: the hold-out, see `splits.assemble`.
-      calibration_split: "stratified" (default of "arrays" and "folder") or "random" (KD(C)'s protocol; default of
+      calibration_split: "stratified" (default of own data) or "random" (KD(C)'s protocol; default of
         digits and prepared sets).
       train_examples: keep only that many of what the hold-out left; subsets are nested and share the calibration split.
       test_examples: size of the test split carved out of digits, one pool or one tree; else a fixed random subset.
@@ -141,7 +143,7 @@ def load(
       classes: the first that many classes, or a sequence of numbers or names, numbered anew in that order.
       resolution: images of that side by exact means over equal rectangles, rounded half up.
       image_size: images resized so that the shorter side is that long, and cut to the center square.
-      skip_bad: of "folder": leave out files that cannot be decoded, and say how many.
+      skip_bad: of "folder" and "files": leave out files that cannot be decoded, and say how many.
       noise, noise_seed: of "digits".
       feed: "resident", "streamed" or "auto" (streamed above 1 GiB of decoded images): whether images stay on disk.
       data_dir, cache_dir: where prepared sets are, and where decoded ones are kept.

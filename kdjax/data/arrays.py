@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kdjax.data import checks, labels
-from kdjax.data.hold_out import stratified
+from kdjax.data.hold_out import carve
 from kdjax.data.lazy import take
 from kdjax.data.normalization import Normalization
 from kdjax.data.npz import Archive
@@ -177,21 +175,8 @@ def npz_source(
     if not pool:
         return as_source("arrays", parts, num_classes, names, weights)
     whole = as_source("arrays", {"train": parts["train"]} | {"test": parts["train"]}, num_classes, names, weights)
-    test, train = _carve(f"{archive.path}", whole.train.label, test_examples)
+    test, train = carve(str(archive.path), whole.train.label, test_examples)
     return whole._replace(train=take(whole.train, train), test=take(whole.train, test))
-
-
-def _carve(where: str, label: np.ndarray, test_examples: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(positions of a fixed fifth of every class, or of `test_examples` in all; the others), ascending."""
-    n = len(label)
-    size = max(1, round(n / 5)) if test_examples is None else test_examples
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= n - 2:
-        raise Refused(
-            f"a test split of {size!r} of the {n} examples in {where} leaves too few; expected test_examples in "
-            f"[1, {n - 2}]."
-        )
-    test, train = stratified(label, int(size), 0, "test")
-    return test, np.sort(train)
 
 
 def _calibration_prefix(archive: Archive) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdjax.data.hold_out import stratified
+from kdjax.data.hold_out import carve
 from kdjax.data.image_files import Listed, files_source
 from kdjax.data.labels import check_num_classes
 from kdjax.data.source import Source
@@ -93,7 +93,7 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
                 "class folders."
             )
         whole = _files(root, root, folders)
-        test, train = _carve(root, whole.label, test_examples)
+        test, train = carve(str(root), whole.label, test_examples)
         return folders, {"train": whole.take(train), "test": whole.take(test)}
     if test_examples is not None and "test" not in folders:
         raise Refused(f"{root} has a split of its own for testing; remove test_examples.")
@@ -108,15 +108,6 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
         listed["calibration"] = _files(root, root / validation[0], classes)
     listed["test"] = _files(root, root / ("test" if "test" in folders else validation[0]), classes)
     return classes, listed
-
-
-def _carve(root: Path, label: np.ndarray, test_examples: int | None) -> tuple[np.ndarray, np.ndarray]:
-    n = len(label)
-    size = max(1, round(n / 5)) if test_examples is None else test_examples
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= n - 2:
-        raise Refused(f"test_examples is {size!r} of the {n} images in {root}; expected an integer in [1, {n - 2}].")
-    test, train = stratified(label, int(size), 0, "test")
-    return test, np.sort(train)
 
 
 def _folders(root: Path) -> list[str]:

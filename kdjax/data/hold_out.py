@@ -41,6 +41,25 @@ def hold_out(
     return np.sort(order[:size]), order[size:]
 
 
+def carve(
+    where: str, label: np.ndarray, test_examples: int | None
+) -> tuple[Int64[np.ndarray, "c"], Int64[np.ndarray, "t"]]:
+    """(positions for testing, the others), ascending: a fixed fifth of every class, or `test_examples` in all.
+
+    Raises:
+      Refused: a size that is no integer, or leaves too few.
+    """
+    n = len(label)
+    size = max(1, round(n / 5)) if test_examples is None else test_examples
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= n - 2:
+        raise Refused(
+            f"a test split of {size!r} of the {n} examples in {where} leaves too few; expected test_examples in "
+            f"[1, {n - 2}]."
+        )
+    test, train = stratified(label, int(size), 0, "test")
+    return test, np.sort(train)
+
+
 def stratified(
     label: np.ndarray, size: int, seed: int, purpose: str, *, every_class: bool = False
 ) -> tuple[Int64[np.ndarray, "c"], Int64[np.ndarray, "t"]]:

@@ -30,14 +30,17 @@ class Listed(NamedTuple):
     Attributes:
       files: paths under the root, as text.
       label: positions in the list of classes.
+      weight: how much each counts, or None.
     """
 
     root: Path
     files: list[str]
     label: np.ndarray
+    weight: np.ndarray | None = None
 
     def take(self, positions: np.ndarray) -> Listed:
-        return Listed(self.root, [self.files[i] for i in positions], self.label[positions])
+        weight = None if self.weight is None else self.weight[positions]
+        return Listed(self.root, [self.files[i] for i in positions], self.label[positions], weight)
 
 
 def files_source(
@@ -72,7 +75,7 @@ def files_source(
     for what, (part, index) in indexed.items():
         files = ImageFiles(part, decode, shape, index)
         inputs = files if lazily else _resident(files, cache_dir)
-        splits[what] = checks.as_split(f"{name} {what}", (inputs, part.label))
+        splits[what] = checks.as_split(f"{name} {what}", (inputs, part.label), weight=part.weight)
         hashes[what] = files.contents
         probes.append(digest(gather(inputs, np.arange(min(PROBED, len(part.files))))))
     return Source(
@@ -130,9 +133,10 @@ def read_file(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise Refused(
-            f"{path} cannot be read ({error.strerror or error}); expected an image file: put it back, or take it out "
+            f"{path} cannot be read ({reason}); expected an image file: put it back, or take it out "
             "of the data set and start anew."
         ) from error
 

@@ -163,8 +163,8 @@ def _parse(name: str) -> tuple[str, str | None]:
     match = re.fullmatch(r"(\w+(?:/[\w.-]*\w)?)(?::(\d+\.\d+\.\d+))?", name)
     if not match:
         raise Refused(
-            f"data set {name!r} is no name of a data set; expected digits, arrays, folder, or a tfds name: name, "
-            "name/config or name:1.2.3, as in cifar100."
+            f"data set {name!r} is no name of a data set; expected digits, arrays, folder, files or a tfds name: "
+            "name, name/config or name:1.2.3, as in cifar100."
         )
     return match[1], match[2]
 

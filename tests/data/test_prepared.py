@@ -179,14 +179,14 @@ def test_the_real_test_split(name, per_class, tmp_path):
     folder = real_data()
     if folder is None or not (folder / name).is_dir():
         pytest.skip(f"{name} is not prepared in TFDS_DATA_DIR or ../shared/data/tfds")
-    found = prepared.describe(name, folder)
-    assert {split: sum(counts) for split, counts in found.lengths.items()} == {
+    described = prepared.describe(name, folder)
+    assert {split: sum(counts) for split, counts in described.lengths.items()} == {
         "train": 50_000,
         "test": 10_000,
-    } and found.shape == (32, 32, 3)
-    images, labels, hashes = records.read_split(found, "test", Decode(3), found.shape, tmp_path)
+    } and described.shape == (32, 32, 3)
+    images, labels, hashes = records.read_split(described, "test", Decode(3), described.shape, tmp_path)
     assert images.shape == (10_000, 32, 32, 3) and images.dtype == np.uint8
-    assert np.bincount(labels).tolist() == [per_class] * found.num_classes
+    assert np.bincount(labels).tolist() == [per_class] * described.num_classes
     assert len(np.unique(hashes, axis=0)) == (9_998 if name == "cifar100" else 10_000)
     # tfds's own reader, item by item, is the reference.
     import tensorflow_datasets as tfds
