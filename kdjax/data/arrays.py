@@ -174,9 +174,9 @@ def npz_source(
         weights[what] = arrays.get("weight")
     if not pool:
         return as_source("arrays", parts, num_classes, names, weights)
-    whole = as_source("arrays", {"train": parts["train"]} | {"test": parts["train"]}, num_classes, names, weights)
-    test, train = carve(str(archive.path), whole.train.label, test_examples)
-    return whole._replace(train=take(whole.train, train), test=take(whole.train, test))
+    pooled = as_source("arrays", {"train": parts["train"]} | {"test": parts["train"]}, num_classes, names, weights)
+    test, train = carve(str(archive.path), pooled.train.label, test_examples)
+    return pooled._replace(train=take(pooled.train, train), test=take(pooled.train, test))
 
 
 def _calibration_prefix(archive: Archive) -> dict[str, str]:

@@ -39,7 +39,7 @@ def source(
 
     Every file is read and hashed once a session and verified again whenever it is decoded, so a file that changes
     cannot give other numbers under the same name. Which files decode, and the pixel sums that normalization needs, are
-    kept in `cache_dir`. Above `images.MEASURED_WHOLE` images only a sample is decoded for that.
+    kept in `cache_dir`. Above `images.MEASURED_FULLY` images only a sample is decoded for that.
 
     Args:
       num_classes: checked against the number of class folders, where given.
@@ -92,9 +92,9 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
                 f"{root} has {', '.join(misplaced)} and no train; expected train/CLASS/*.png beside it, or one tree of "
                 "class folders."
             )
-        whole = _files(root, root, folders)
-        test, train = carve(str(root), whole.label, test_examples)
-        return folders, {"train": whole.take(train), "test": whole.take(test)}
+        tree = _files(root, root, folders)
+        test, train = carve(str(root), tree.label, test_examples)
+        return folders, {"train": tree.take(train), "test": tree.take(test)}
     if test_examples is not None and "test" not in folders:
         raise Refused(f"{root} has a split of its own for testing; remove test_examples.")
     validation = [name for name in CALIBRATION if name in folders]

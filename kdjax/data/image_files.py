@@ -1,4 +1,4 @@
-"""Image files with labels: found, hashed and measured once, then decoded into memory or read when they are needed."""
+"""Image files with labels: listed, hashed and measured once, then decoded into memory or read when they are needed."""
 
 from __future__ import annotations
 

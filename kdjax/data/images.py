@@ -16,9 +16,9 @@ from jaxtyping import Int64, UInt8
 from kdjax.data.order import permutation
 from kdjax.errors import Refused
 
-MEASURED_WHOLE = 100_000
+MEASURED_FULLY = 100_000
 MEASURED_SAMPLE = 20_000
-"""Larger sets than MEASURED_WHOLE are decoded once in a fixed random sample of MEASURED_SAMPLE, smaller ones whole."""
+"""Larger sets than MEASURED_FULLY are decoded once in a fixed random sample of MEASURED_SAMPLE, smaller ones in full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def pixel_sums(pixels: UInt8[np.ndarray, "H W C"]) -> tuple[Int64[np.ndarray, "C
 
 def measured_positions(n: int, everything: bool = False) -> Int64[np.ndarray, "m"]:
     """Which of n images are decoded when a set is indexed: all, or a fixed sample of a large set; ascending."""
-    if everything or n <= MEASURED_WHOLE:
+    if everything or n <= MEASURED_FULLY:
         return np.arange(n)
     return np.sort(permutation(n, "sample", 0)[:MEASURED_SAMPLE])
 

@@ -112,8 +112,8 @@ def check_type(what: str, label: np.ndarray, num_classes: int | None = None) -> 
             f"integers [N, R] for R regions of each example{hint}."
         )
     if not integers:
-        whole = label.dtype.kind == "f" and bool(np.all(label == np.floor(label)))
-        kind = "; they are whole numbers: type label.astype('int32')." if whole else ", the number of a class each."
+        all_whole = label.dtype.kind == "f" and bool(np.all(label == np.floor(label)))
+        kind = "; they are whole numbers: type label.astype('int32')." if all_whole else ", the number of a class each."
         raise Refused(f"{what} labels have type {label.dtype}; expected integers in [0, K){kind}")
 
 
@@ -160,5 +160,5 @@ def _decoded(where: str, array: np.ndarray) -> np.ndarray:
 
 
 def _one_hot(label: np.ndarray, num_classes: int | None) -> bool:
-    wide = label.shape[1] == num_classes if num_classes is not None else label.shape[1] > 1
-    return wide and bool(np.isin(label, (0, 1)).all() and (label.sum(1) == 1).all())
+    fits = label.shape[1] == num_classes if num_classes is not None else label.shape[1] > 1
+    return fits and bool(np.isin(label, (0, 1)).all() and (label.sum(1) == 1).all())

@@ -192,10 +192,10 @@ def _weigh(train: Split, class_weight: ClassWeight, num_classes: int) -> Split:
 
 def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, test: Split) -> None:
     occurring = {what: _classes(split) for what, split in source.splits.items()}
-    whole = set().union(*occurring.values())
+    anywhere = set().union(*occurring.values())
     notes = []
     for what, split in (("train", train), ("calibration", calibration)):
-        missing = sorted(whole - _classes(split))
+        missing = sorted(anywhere - _classes(split))
         if missing:
             names = [source.label_names[c] if source.label_names else str(c) for c in missing]
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -105,7 +105,7 @@ def test_area_means_are_exact_and_rounded_half_up():
 def test_statistics_of_a_large_set_are_those_of_its_sample(folders, monkeypatch):
     write(folders["path"])
     whole = load("folder", **folders)
-    monkeypatch.setattr(images, "MEASURED_WHOLE", 30)
+    monkeypatch.setattr(images, "MEASURED_FULLY", 30)
     monkeypatch.setattr(images, "MEASURED_SAMPLE", 20)
     resident, streamed = both(**folders)
     assert resident.prepare == streamed.prepare != whole.prepare
