@@ -59,8 +59,6 @@ def files_source(
     Raises:
       Refused: a file that is missing or no image, by name; images of several sizes without an image_size.
     """
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise Refused(f"image_size is {image_size!r}; expected an integer of at least 1, such as 64.")
     if not isinstance(skip_bad, bool):
         raise Refused(f"skip_bad is {skip_bad!r}; expected True or False.")
     decode = Decode(3, image_size, resolution)

@@ -18,7 +18,7 @@ from kdjax.errors import Refused
 
 MEASURED_FULLY = 100_000
 MEASURED_SAMPLE = 20_000
-"""Larger sets than MEASURED_FULLY are decoded once in a fixed random sample of MEASURED_SAMPLE, smaller ones in full."""
+"""Sets up to MEASURED_FULLY are decoded once in full, larger ones in a fixed random sample of MEASURED_SAMPLE."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Decode:
     channels: int = 3
     image_size: int | None = None
     resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("image_size", self.image_size), ("resolution", self.resolution)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+                raise Refused(f"{name} is {value!r}; expected an integer of at least 1, such as 32.")
 
     def __call__(self, encoded: bytes) -> UInt8[np.ndarray, "H W C"]:
         """Raises ValueError, in a few words, for anything that is no 8-bit image."""
@@ -80,10 +85,6 @@ def area_means(pixels: np.ndarray, resolution: int) -> np.ndarray:
       Refused: a side that is no multiple of the resolution.
     """
     *lead, height, width, channels = pixels.shape
-    if isinstance(resolution, bool) or not isinstance(resolution, int | np.integer) or resolution < 1:
-        raise Refused(
-            f"resolution is {resolution!r}; expected an integer of at least 1, such as {max(1, height // 2)}."
-        )
     if height % resolution or width % resolution:
         divisors = [str(d) for d in range(1, min(height, width) + 1) if height % d == 0 and width % d == 0]
         raise Refused(

@@ -61,6 +61,7 @@ def source(
       Refused: not prepared; prepared in another format; not images with one class label; images of several sizes
         without an image_size.
     """
+    Decode(3, image_size, resolution)  # refuses sizes that are none before anything is looked for
     prepared = describe(name, default_data_dir(data_dir), any_size=image_size is not None)
     test = next((split for split in ("test", "validation") if split in prepared.shards), None)
     if "train" not in prepared.shards or test is None:

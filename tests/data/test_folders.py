@@ -98,8 +98,8 @@ def test_area_means_are_exact_and_rounded_half_up():
     assert area_means(half, 1).item() == 1
     with pytest.raises(Refused, match="resolution 5 does not divide the sides of 6x8 images; expected one of 1, 2"):
         area_means(pixels, 5)
-    with pytest.raises(Refused, match="resolution is 2.0"):
-        area_means(pixels, 2.0)
+    with pytest.raises(Refused, match="resolution is 2.0; expected an integer"):
+        Decode(3, resolution=2.0)
 
 
 def test_statistics_of_a_large_set_are_those_of_its_sample(folders, monkeypatch):
