@@ -19,7 +19,7 @@ from typing import Any
 
 from kdjax.data import digits, folders, listing, prepared
 from kdjax.data.arrays import as_source, from_arrays, npz_source
-from kdjax.data.lazy import Lazy, is_lazy, one_example, take
+from kdjax.data.lazy import Lazy, in_memory, is_lazy, one_example, take
 from kdjax.data.normalization import Normalization
 from kdjax.data.order import epoch_order, eval_batches
 from kdjax.data.prepared import prepare
@@ -40,6 +40,7 @@ __all__ = [
     "eval_batches",
     "existing_rows",
     "from_arrays",
+    "in_memory",
     "is_lazy",
     "load",
     "one_example",

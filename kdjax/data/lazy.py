@@ -92,6 +92,15 @@ def take(split: Split, positions: np.ndarray) -> Split:
     return Split(inputs, split.label[positions], split.index[positions], weight)
 
 
+def in_memory(split: Split) -> Split:
+    """The split with all of its inputs as arrays in memory: lazy ones are read, mapped ones are copied."""
+    if isinstance(split.inputs, Lazy):
+        return split._replace(inputs=split.inputs.gather(np.arange(len(split.inputs))))
+    return split._replace(
+        inputs=jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.memmap) else leaf, split.inputs)
+    )
+
+
 def one_example(split: Split) -> PyTree:
     """A batch of one: zeros of the right shapes and types where the inputs stay on disk."""
     if isinstance(split.inputs, Lazy):

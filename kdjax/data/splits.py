@@ -7,14 +7,13 @@ import json
 import warnings
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from kdjax.data import checks
 from kdjax.data.contents import check_overlap, contents, digest, keys, split_digest
 from kdjax.data.hold_out import hold_out
 from kdjax.data.labels import check_names, check_num_classes
-from kdjax.data.lazy import Lazy, take
+from kdjax.data.lazy import in_memory, is_lazy, take
 from kdjax.data.normalization import Normalization, normalization
 from kdjax.data.order import permutation
 from kdjax.data.source import KINDS, Source, kind_of
@@ -69,7 +68,7 @@ def assemble(
         calibration, hashes["calibration"] = take(source.train, chosen), hashes["train"][chosen]
     else:
         rest = permutation(len(source.train.label), "train", split_seed)
-        calibration = _in_memory(source.calibration)
+        calibration = _unmapped(source.calibration)
     check_overlap(source.name, {**hashes, "train": hashes["train"][rest]}, allow_overlap)
     measured = rest if source.measured is None else rest[np.isin(rest, source.measured)]
     prepare = normalization(source.train, measured, normalize if normalize is not None else source.normalization)
@@ -79,7 +78,7 @@ def assemble(
     if size < len(source.test.label):
         test = take(source.test, np.sort(permutation(len(source.test.label), "test", 0)[:size]))
     else:
-        test = _in_memory(source.test)
+        test = _unmapped(source.test)
     _warn_of_missing_classes(source, train, calibration, test)
 
     described = {
@@ -160,13 +159,9 @@ def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndar
     return logits[exists], split.label[exists]
 
 
-def _in_memory(split: Split) -> Split:
+def _unmapped(split: Split) -> Split:
     """The split with mapped arrays copied, so that later changes of their files are not seen."""
-    if isinstance(split.inputs, Lazy):
-        return split
-    return split._replace(
-        inputs=jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.memmap) else leaf, split.inputs)
-    )
+    return split if is_lazy(split) else in_memory(split)
 
 
 def _weigh(train: Split, class_weight: ClassWeight, num_classes: int) -> Split:

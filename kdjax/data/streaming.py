@@ -3,8 +3,8 @@
 Needs the extra `kdjax[grain]`. A position in training is one integer, the step: there is no iterator state to save, and
 a stream started at step s continues the one that was stopped there, on any number of processes.
 
-    for batch in streamed(dataset.train, 128, seed=0, start_step=at, stop_step=total):
-        state, logs = step(state, batch)
+    for batch in streamed(dataset.train, 8, seed=0, start_step=2, stop_step=4):
+        print(batch.index, batch.inputs.shape)
 
 What is in memory at a time is the labels, hashes and weights of the split, and a few batches (`workers` + 1 of this
 process's share). The inputs may be arrays or a `Lazy`; the numbers are the same.
