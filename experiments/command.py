@@ -41,6 +41,7 @@ class Command:
       plan: only print what would run.
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
+      mixed_settings: put numbers that were computed under different settings into one table.
       fields: the dotted fields that flags or names set, each with the word that set it.
       text: the command without where it writes to and who else takes part.
     """
@@ -49,6 +50,7 @@ class Command:
     plan: bool = False
     distributed: str | None = None
     distributed_timeout: float = PATIENCE
+    mixed_settings: bool = False
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: str = ""
 
@@ -66,6 +68,12 @@ def defined() -> flags.FlagValues:
         "distributed",
         None,
         "Join several processes: auto (Slurm, Open MPI, Kubernetes, TPU), or HOST:PORT,COUNT,INDEX.",
+        values,
+    )
+    flags.DEFINE_bool(
+        "mixed_settings",
+        False,
+        "Put numbers computed under different settings (XLA flags, device, threads, versions) into one table.",
         values,
     )
     flags.DEFINE_float(
@@ -123,6 +131,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         plan=bool(values["plan"].value),
         distributed=values["distributed"].value,
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
+        mixed_settings=bool(values["mixed_settings"].value),
         fields={**named, **typed},
         text=" ".join([program(), *_without(argv[1:], "workdir", "distributed", "distributed_timeout")]),
     )

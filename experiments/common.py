@@ -19,8 +19,9 @@ from rich.text import Text
 
 from experiments import command, usage
 from experiments.command import Command
-from kdjax import console, launch, layout, meeting, metrics, objectives, runs, settings, stages
+from kdjax import console, launch, layout, meeting, metrics, objectives, provenance, results, runs, settings, stages
 from kdjax.errors import Refused, literal
+from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
 from kdjax.recipes import Recipe, from_dict
 from kdjax.stages import Stage
@@ -154,12 +155,37 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         if is_primary():
             show_plan(planned)
         return None
+    if not given.mixed_settings:
+        refuse_mixed(targets, Path(run.workdir))
     reporter = console.reporter() if is_primary() else console.Silent()
     try:
         outcome = runs.run_all(targets, run, reporter)
     finally:
         reporter.close()
+    if not given.mixed_settings:
+        refuse_mixed(targets, Path(run.workdir))
     return outcome if is_primary() else None
+
+
+def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:
+    """Refuses numbers of different settings (XLA's flags, device, threads, x64, versions) in one table.
+
+    Stages that are not finished count as computed here and now.
+
+    Raises:
+      Refused: naming two stages and the first setting in which they differ.
+    """
+    sessions: list[tuple[str, Mapping[str, Any]]] = []
+    for stage in stages.order(targets):
+        directory = stage.directory(workdir)
+        done = (directory / MANIFEST).is_file() and (directory / "environment.json").is_file()
+        known = results.numerics(directory) if done else [provenance.numerics()]
+        sessions += [(literal(stage.name), settings) for settings in known]
+    if text := provenance.mixed(sessions):
+        raise Refused(
+            f"{text}; type --mixed_settings to put them in one table all the same, or another --workdir to compute "
+            "all of them here."
+        )
 
 
 def show_plan(planned: Sequence[stages.Planned]) -> None:

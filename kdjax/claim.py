@@ -1,4 +1,4 @@
-"""Whose a stage's directory is: one recipe's for good, and one run's at a time (floor 5)."""
+"""Whose a stage's directory is: one recipe's for good, and one run's at a time."""
 
 from __future__ import annotations
 
@@ -49,12 +49,28 @@ def write_owner(stage: Stage, directory: Path) -> None:
         elsewhere would be written.
     """
     files.refuse_links(directory)
-    check_owner(stage, directory)
     files.refuse_foreign(directory, stage.owner)
+    _refuse_begun_by_another(stage, directory)
+    check_owner(stage, directory)
     for folder in (directory, directory / "logits"):
         locks.sweep(folder, whoever=True)
+    checkpoints.write_json(directory / "owner.json", stage.owner)
     checkpoints.write_json(directory / "parents.json", [stage.teacher.id] if stage.teacher is not None else [])
     checkpoints.write_json(directory / "recipe.json", stage.recipe.resolved())
+
+
+def _refuse_begun_by_another(stage: Stage, directory: Path) -> None:
+    """As `files.refuse_foreign`, for a stage that is not finished and so has no manifest yet."""
+    try:
+        owner = checkpoints.read_json(directory / "owner.json")
+    except (FileNotFoundError, checkpoints.Damaged):
+        return
+    begun_for = owner.get("stage") if isinstance(owner, dict) else None
+    if isinstance(begun_for, str) and begun_for != stage.id:
+        raise Refused(
+            f"{directory} is written for stage {begun_for}, and here is stage {stage.id}; move it back to where it "
+            "belongs, or delete it to begin anew."
+        )
 
 
 def check_owner(stage: Stage, directory: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax import checkpoints, metrics, posthoc, teachers
+from kdjax import checkpoints, metrics, posthoc, provenance, teachers
+from kdjax.checkpoints import Damaged
 from kdjax.errors import Refused
 from kdjax.layout import mesh
 from kdjax.parts import Parts, parts
@@ -33,15 +35,56 @@ class Result(NamedTuple):
     epoch: int
     reused: bool
 
+    def other_numerics(self) -> str:
+        """In what the settings of this process differ from those under which the stage was computed, or ""."""
+        now = provenance.numerics()
+        return next(filter(None, (provenance.difference(then, now) for then in numerics(self.directory))), "")
+
     def logits(self, split: str) -> Pair:
         """(logits [N, K], labels [N]) of "calibration" or "test"."""
         return stored_logits(self.directory, split)
 
 
+def numerics(directory: Path) -> list[dict[str, Any]]:
+    """The settings that may change a number, of each session that computed a finished stage; see `kdjax.provenance`.
+
+    Raises:
+      Damaged: they are not there.
+    """
+    sessions = _stored(directory, "environment.json", "sessions", list)
+    if not all(isinstance(session, dict) and isinstance(session.get("numerics"), dict) for session in sessions):
+        raise Damaged(f"{directory / 'environment.json'} holds sessions without settings; delete {directory}.")
+    return [session["numerics"] for session in sessions]
+
+
 def stored_logits(directory: Path, split: str) -> Pair:
     """(logits [N, K], labels [N]) that a stage's directory holds for "calibration" or "test"."""
-    with np.load(directory / "logits" / f"{split}.npz", allow_pickle=False) as file:
-        return file["logits"], file["label"]
+    path = directory / "logits" / f"{split}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            logits, labels = file["logits"], file["label"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{path} does not hold logits and labels; delete {directory} to compute them again.") from error
+    if logits.dtype != np.float32 or labels.dtype.kind not in "iu" or logits.shape[:-1] != labels.shape:
+        raise Damaged(
+            f"{path} holds logits {logits.dtype}{list(logits.shape)} and labels {labels.dtype}{list(labels.shape)}; "
+            f"expected one float32 row a label: delete {directory} to compute them again."
+        )
+    return logits, labels
+
+
+def _stored(directory: Path, name: str, key: str, kind: type) -> Any:
+    """A field of one of a finished stage's JSON files.
+
+    Raises:
+      Damaged: if it is not there or of another kind.
+    """
+    content = checkpoints.read_json(directory / name)
+    if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+        raise Damaged(
+            f"{directory / name} holds no {key!r} as this kdjax writes it; delete {directory} to compute it again."
+        )
+    return content[key]
 
 
 def read(stage: Stage, workdir: Path, reused: bool = True) -> Result:
@@ -51,11 +94,13 @@ def read(stage: Stage, workdir: Path, reused: bool = True) -> Result:
     are measured again, so that one table never mixes two definitions.
     """
     directory = stage.directory(workdir)
-    stored = checkpoints.read_json(directory / "result.json")
-    scores = stored["metrics"]
-    if stored["metrics_source"] != metrics_source_hash():
+    scores, source, epoch = (
+        _stored(directory, "result.json", key, kind)
+        for key, kind in (("metrics", dict), ("metrics_source", str), ("epoch", int))
+    )
+    if source != metrics_source_hash():
         scores = measure(stage, workdir, {split: stored_logits(directory, split) for split in ("calibration", "test")})
-    return Result(stage, directory, scores, stored["epoch"], reused)
+    return Result(stage, directory, scores, epoch, reused)
 
 
 @functools.cache

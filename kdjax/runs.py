@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kdjax import checkpoints, claim, console, layout, results, stages, step
+from kdjax import checkpoints, claim, console, layout, results, signals, stages, step
 from kdjax.errors import Held
 from kdjax.parts import parts
 from kdjax.processes import any_process, on_primary
@@ -48,22 +45,24 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
     """
     reporter = reporter or console.Silent()
     settings.check()
-    queue = stages.order(targets)
-    for stage in queue:
-        stages.check(stage)
-        layout.check_batch(stage.recipe.batch_size, layout.mesh(settings.devices))
-    for stage in queue:
-        if not (stage.directory(Path(settings.workdir)) / checkpoints.MANIFEST).exists():
-            stages.rehearse(stage)
-    outcome = Outcome({}, {})
-    with _signals() as asked:
+    outcome, reasons = Outcome({}, {}), dict[str, str]()
+    with signals.watched() as asked:
+        queue = stages.order(targets)
+        for stage in queue:
+            stages.check(stage)
+            layout.check_batch(stage.recipe.batch_size, layout.mesh(settings.devices))
+        for stage in queue:
+            if not (stage.directory(Path(settings.workdir)) / checkpoints.MANIFEST).exists():
+                stages.rehearse(stage)
         pending, waiting = list(queue), False
         while pending:
-            held = _pass(pending, queue, settings, reporter, asked, outcome)
+            held = _pass(pending, queue, settings, reporter, asked, outcome, reasons)
             if len(held) == len(pending):
                 if not waiting:
-                    names = ", ".join(stage.name for stage in held[:3])
-                    reporter.message(f"waiting for {len(held)} stages that other processes hold or lead up to: {names}")
+                    reason = next(iter(reasons.values()))
+                    reporter.message(
+                        f"waiting for {len(held)} stages that other processes hold or lead up to: {reason}"
+                    )
                 waiting = True
                 _wait(asked)
             pending = held
@@ -75,10 +74,14 @@ def _pass(
     queue: list[Stage],
     settings: Settings,
     reporter: console.Reporter,
-    asked: Mapping[str, int],
+    asked: signals.Asked,
     outcome: Outcome,
+    reasons: dict[str, str],
 ) -> list[Stage]:
-    """Runs what can be run of `pending`; returns the stages that another process holds, and those taught by them."""
+    """Runs what can be run of `pending`; returns the stages that another process holds, and those taught by them.
+
+    `reasons` maps the ids of those that are held to who holds them.
+    """
     held: list[Stage] = []
     for i, stage in enumerate(pending):
         if any_process(bool(asked)):
@@ -93,8 +96,9 @@ def _pass(
         try:
             position = next(n for n, s in enumerate(queue, 1) if s.id == stage.id)
             outcome.results[stage.id] = run_stage(stage, settings, reporter, asked, position, len(queue))
-        except Held:
+        except Held as error:
             held.append(stage)
+            reasons[stage.id] = str(error)
         except Diverged as error:
             outcome.failures[stage.id] = str(error)
             reporter.message(f"{stage.name}: {error}")
@@ -120,7 +124,7 @@ def run_stage(
     stage: Stage,
     settings: Settings,
     reporter: console.Reporter,
-    asked: Mapping[str, int] | None = None,
+    asked: signals.Asked | None = None,
     position: int = 1,
     total: int = 1,
 ) -> Result:
@@ -132,12 +136,15 @@ def run_stage(
       Diverged: a term was not finite; nothing after the last good checkpoint is kept.
       Interrupted: a signal came; the state is saved.
     """
-    asked = asked if asked is not None else {}
+    asked = asked if asked is not None else signals.Asked()
     workdir = Path(settings.workdir)
     directory = stage.directory(workdir)
     if on_primary(lambda: _done(stage, directory)):
         reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
-        return results.read(stage, workdir)
+        result = results.read(stage, workdir)
+        if text := result.other_numerics():
+            reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
+        return result
     with claim.locked(directory):
         # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
         if on_primary(lambda: _done(stage, directory)):
@@ -156,25 +163,3 @@ def _done(stage: Stage, directory: Path) -> bool:
         return False
     claim.check_owner(stage, directory)
     return True
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[dict[str, int]]:
-    """SIGTERM or Ctrl-C asks for a stop after the current step; the second one ends the process at once."""
-    asked: dict[str, int] = {}
-
-    def handle(number: int, frame: Any) -> None:
-        if asked:
-            os._exit(128 + number)
-        asked["signal"] = number
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: the caller keeps its own handlers
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

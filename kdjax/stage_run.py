@@ -17,6 +17,7 @@ from kdjax.layout import to_host
 from kdjax.processes import any_process, on_primary
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
+from kdjax.signals import Asked
 from kdjax.stages import Stage
 from kdjax.step import State
 from kdjax.tasks import task
@@ -30,7 +31,7 @@ class StageRun:
       asked: not empty once a signal has asked for a stop.
     """
 
-    def __init__(self, stage: Stage, settings: Settings, reporter: console.Reporter, asked: Mapping[str, int]):
+    def __init__(self, stage: Stage, settings: Settings, reporter: console.Reporter, asked: Asked):
         self.stage, self.settings, self.reporter, self.asked = stage, settings, reporter, asked
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
@@ -50,6 +51,7 @@ class StageRun:
         self.best = results.checkpoints_of(stage, self.workdir, "selected", keep=most)
         self.lines: list[dict[str, Any]] = []
         self.window: dict[str, list[float]] = {}
+        self.sessions: list[dict[str, Any]] = []
 
     def finish(self, position: int, total: int) -> Result:
         """The result, after all epochs that are left.
@@ -63,13 +65,14 @@ class StageRun:
         state = self._resume()
         # Several processes agree on a stop only where all of them ask, at the end of a window.
         alone = jax.process_count() == 1
-        for progress in self.trainer.epochs(
-            state,
-            every=self.settings.checkpoint_steps,
-            asked=lambda: alone and bool(self.asked),
-            evaluate=True,
-        ):
-            self._record(progress)
+        with self.asked.later():
+            for progress in self.trainer.epochs(
+                state,
+                every=self.settings.checkpoint_steps,
+                asked=lambda: alone and bool(self.asked),
+                evaluate=True,
+            ):
+                self._record(progress)
         self._evaluate(began)
         self.best.prune(1)
         on_primary(lambda: checkpoints.write_manifest(self.directory, self.stage.owner) and None)
@@ -81,11 +84,12 @@ class StageRun:
         for message in restored.skipped if restored is not None else ():
             self.reporter.message(message)
         if restored is not None:
-            self.lines, self.window = restored.extra["lines"], restored.extra["window"]
-            if problem := self._lost_selection():
+            problem = self._unreadable(restored.extra) or self._lost_selection()
+            if problem:
                 self.reporter.message(f"{problem}; the stage begins anew.")
-                restored, self.lines, self.window = None, [], {}
+                restored, self.lines, self.window, self.sessions = None, [], {}, []
         at = -1 if restored is None else restored.step
+        self._begin_session(max(at, 0))
         self.store.rewind(at)
         self.best.rewind(at)
         on_primary(self._write_lines)
@@ -93,6 +97,26 @@ class StageRun:
             return self.trainer.init()
         self.reporter.message(f"{self.stage.name}: resumed at step {at}")
         return restored.tree
+
+    def _unreadable(self, extra: Mapping[str, Any]) -> str | None:
+        """Takes the log and the sessions from a checkpoint; what is wrong with them if they are not what is saved."""
+        try:
+            lines = [{**line, "step": int(line["step"])} for line in extra["lines"]]
+            selectable = [float(line["calibration"]["top1"]) for line in lines]
+            window = {str(name): [float(v) for v in values] for name, values in extra["window"].items()}
+            sessions = [{**s, "step": int(s["step"]), "numerics": {**s["numerics"]}} for s in extra["sessions"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return f"the log in the checkpoints of {self.store.directory} is not readable ({type(error).__name__})"
+        assert len(selectable) == len(lines)
+        self.lines, self.window, self.sessions = lines, window, sessions
+        return None
+
+    def _begin_session(self, at: int) -> None:
+        """Notes the settings that change numbers, and says so where the last session had others."""
+        now = provenance.numerics()
+        if self.sessions and (text := provenance.difference(self.sessions[-1]["numerics"], now)):
+            self.reporter.message(f"{self.stage.name}: resumed under other settings: {text}; numbers may differ.")
+        self.sessions.append({"step": at, "numerics": now})
 
     def _selected(self) -> int | None:
         """The step whose variables are the stage's outcome so far; the last epoch's are known only at the end."""
@@ -114,11 +138,14 @@ class StageRun:
         if progress.ended:
             self._close_epoch(progress)
         if stop or self._due(progress):
-            self.store.save(progress.step, progress.state, extra={"window": self.window, "lines": self.lines})
+            self.store.save(progress.step, progress.state, extra=self._extra())
         if stop and progress.step < self.task.total_steps:
             raise Interrupted(
                 f"{self.stage.name}: stopped at step {progress.step} and saved; run the same command to go on."
             )
+
+    def _extra(self) -> dict[str, Any]:
+        return {"window": self.window, "lines": self.lines, "sessions": self.sessions}
 
     def _due(self, progress: Progress) -> bool:
         """Whether a checkpoint is due after these steps."""
@@ -173,4 +200,5 @@ class StageRun:
         checkpoints.write_json(self.directory / "result.json", result)
         described = predictor.describe(self.stage.recipe, self.task.dataset, pairs["calibration"])
         checkpoints.write_json(self.directory / predictor.FILE, described)
-        checkpoints.write_json(self.directory / "environment.json", provenance.environment(time.monotonic() - began))
+        environment = {**provenance.environment(time.monotonic() - began), "sessions": self.sessions}
+        checkpoints.write_json(self.directory / "environment.json", environment)

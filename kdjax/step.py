@@ -68,7 +68,9 @@ class Program:
         self.jitted = jax.jit(counted, **jit)
 
     def __call__(self, *args: Any) -> Any:
-        return self.jitted(*args)
+        # Named here, so that no setting from outside changes the numbers of a run; a recipe says its precision.
+        with jax.default_matmul_precision("default"), jax.threefry_partitionable(True):
+            return self.jitted(*args)
 
 
 def random_key(seed: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""RandAugment on the device."""
+"""RandAugment on the device (floor 1)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, claim, console, layout, results, runs, stage_run, stages, trainer
+from kdjax import checkpoints, claim, console, layout, results, runs, settings, stage_run, stages, trainer
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
@@ -29,8 +29,8 @@ class Listener(console.Silent):
 
 def run(workdir: Path, recipe, **changes) -> tuple[results.Result, list[str]]:
     listener, stage = Listener(), Stage(recipe)
-    settings = settings.Settings(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
-    return runs.run_all([stage], settings, listener).results[stage.id], listener.said
+    how = settings.Settings(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
+    return runs.run_all([stage], how, listener).results[stage.id], listener.said
 
 
 @pytest.fixture
@@ -158,22 +158,30 @@ def test_a_stage_finished_by_another_process_meanwhile_is_reused(tmp_path, npz, 
     assert result.reused and not any("resumed" in text for text in said)
 
 
-def test_a_signal_between_stages_stops_before_the_next(tmp_path, npz, monkeypatch):
-    """SIGTERM during the teacher's evaluation: the teacher is finished, the student is not even compiled."""
+@pytest.mark.parametrize("moment", ["rehearse", "evaluate", "read"])
+def test_a_signal_outside_of_training_stops_at_once(tmp_path, npz, monkeypatch, moment):
+    """SIGTERM while a stage is rehearsed, evaluated, and once it is finished: the next is not even begun."""
     teacher = Stage(tiny.recipe(npz), name="teacher")
     student = Stage(tiny.student(npz), teacher, name="student")
-    original = stage_run.StageRun._evaluate
+    owner, name = {
+        "rehearse": (stages, "rehearse"),
+        "evaluate": (stage_run.StageRun, "_evaluate"),
+        "read": (results, "read"),
+    }[moment]
+    original = getattr(owner, name)
 
-    def evaluate(self, began):
+    def stopped(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, began)
+        return original(*args, **kwargs)
 
-    settings = settings.Settings(workdir=str(tmp_path), devices=1)
-    with monkeypatch.context() as patch, pytest.raises(settings.Interrupted, match="stopped before student"):
-        patch.setattr(stage_run.StageRun, "_evaluate", evaluate)
-        runs.run_all([student], settings)
-    assert [stages.status(s, tmp_path) for s in (teacher, student)] == ["done", "missing"]
-    assert len(runs.run_all([student], settings)) == 2
+    how = settings.Settings(workdir=str(tmp_path), devices=1)
+    with monkeypatch.context() as patch, pytest.raises(settings.Interrupted, match="what is saved stays, run the same"):
+        patch.setattr(owner, name, stopped)
+        runs.run_all([student], how)
+    left = {"rehearse": "missing", "evaluate": "resumable", "read": "done"}[moment]
+    assert [stages.status(s, tmp_path) for s in (teacher, student)] == [left, "missing"]
+    if moment == "evaluate":
+        assert len(runs.run_all([student], how).results) == 2
 
 
 BAD = {
