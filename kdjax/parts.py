@@ -65,8 +65,13 @@ def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
         transforms.build(recipe.transform, num_classes=num_classes, kind=kind), *[t for t in brought if t is not None]
     )
     optimizer, schedule = recipe.optimizer.build(recipe.epochs, steps)
-    options = {**recipe.model_options, **({"norm_group": recipe.norm_group} if recipe.norm_group else {})}
-    model = models.build(recipe.model, num_classes=num_classes, dtype=recipe.precision, **options)
+    model = models.build(
+        recipe.model,
+        num_classes=num_classes,
+        dtype=recipe.precision,
+        norm_group=recipe.norm_group,
+        **recipe.model_options,
+    )
     return Parts(model, objective, optimizer, schedule, transform, None)  # type: ignore[arg-type]  # set by parts
 
 

@@ -227,7 +227,12 @@ class Recipe:
         integer(1)("batch_size", self.batch_size)
         integer(0)("norm_group", self.norm_group)
         integer(0, 2**32 - 1)("seed", self.seed)
-        models.build(self.model, num_classes=2, **self.model_options)
+        models.build(self.model, num_classes=2, norm_group=self.norm_group, **self.model_options)
+        if self.norm_group and self.batch_size % self.norm_group:
+            raise Refused(
+                f"norm_group is {self.norm_group} and batch_size {self.batch_size}; expected a divisor of the "
+                "batch size, or 0 for the whole batch."
+            )
         object.__setattr__(self, "options", _checked(self.method, self.options, "calibrator"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
         one_of("select", self.select, ("best", "last"))

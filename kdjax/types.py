@@ -158,8 +158,10 @@ class Model(NamedTuple):
       apply: (variables, inputs, *, train, key) -> (Output, batch_stats). `train` is a Python bool; `key` drives dropout
         and may be None when `train` is False. Logits leave as float32 whatever the compute dtype.
       name: the registry name.
+      version: "" for the package's own networks; what stands for the code of all others in a stage's id.
     """
 
     init: Callable[[Key, PyTree], Variables]
     apply: ApplyModel
     name: str
+    version: str = ""

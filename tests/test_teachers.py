@@ -18,7 +18,7 @@ W = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
 
 
 def model():
-    def apply(variables, inputs, train, key):
+    def apply(variables, inputs, *, train, key=None):
         assert train is False and key is None
         logits = inputs @ variables["params"]["w"]
         return Output(logits, {"hidden": inputs}), variables["batch_stats"]

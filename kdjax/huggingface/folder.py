@@ -22,7 +22,7 @@ from kdjax.huggingface.names import HEAD, Tensor, canonical, skipped, tensors, u
 from kdjax.huggingface.tokenizer import Tokenizer
 from kdjax.huggingface.vocabulary import Vocabulary
 from kdjax.huggingface.weights import WHOLE, Weights, shape_text
-from kdjax.models.transformer_names import Architecture
+from kdjax.models.transformer_names import SHAPE, Architecture
 from kdjax.types import Model, PyTree
 from kdjax.variables import named, nested
 
@@ -234,7 +234,7 @@ def fresh_tensor(tensor: Tensor, net: Architecture, seed: int) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def network_of(net: Architecture, num_classes: int, dtype: str) -> Model:
     """Equal networks are one object, so that equal teachers share a compiled step."""
-    attributes = {key: value for key, value in net.__dict__.items() if key not in models.SHAPE}
+    attributes = {key: value for key, value in net.__dict__.items() if key not in SHAPE}
     name = f"{net.family}_{net.num_hidden_layers}l_{net.hidden_size}"
     return models.build(name, num_classes=num_classes, dtype=dtype, **attributes)
 

@@ -1,4 +1,4 @@
-"""What all networks share: convolution, BatchNorm, pooling, head, with the authors' constants (floor 2).
+"""What the image networks share: convolution, BatchNorm, pooling, head, with the authors' constants.
 
 The functions are called inside a Linen `compact` method and create a submodule of the given name there.
 They compute in the dtype of `x`; parameters and BatchNorm statistics are float32, and so is everything
@@ -14,18 +14,36 @@ Initializers, as in the authors' PyTorch code:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from kdjax.errors import Refused, one_of
+from kdjax.models.batchnorm import BatchNorm
+from kdjax.options import Check, between, integer
 
 _KERNELS = {
     "he": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "small": nn.initializers.normal(0.01),
 }
+
+Norm = Callable[[Float[Array, "B H W C"], str], Float[Array, "B H W C"]]
+"""(x, name) -> normalized x: `norm` with `train` and `group` bound by the network, handed down to its blocks."""
+
+NORM_GROUP: Check = integer(0)
+DROPOUT: Check = between(0, 1, open_high=True)
+
+
+def sizes(what: str, value: Any) -> Any:
+    """A check: a list of positive integers, possibly empty."""
+    if not isinstance(value, tuple | list) or not all(type(size) is int and size > 0 for size in value):
+        raise Refused(f"{what} is {value!r}; expected positive integers, such as (32, 64).")
+    return value
 
 
 def _kernel(init: str):
@@ -37,6 +55,28 @@ def _bias(init: str, fan_in: int):
         return nn.initializers.zeros
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def to_images(inputs: Float[Array, "B H W C"], network: nn.Module) -> Float[Array, "B H W C"]:
+    """The inputs in the network's compute dtype.
+
+    Raises:
+      Refused: if they are not float images [B, H, W, C].
+    """
+    check_floats(inputs, network, "images [B, H, W, C]", lambda rank: rank == 4)
+    return inputs.astype(network.dtype)  # type: ignore[attr-defined]
+
+
+def check_floats(inputs: Any, network: nn.Module, expected: str, fits: Callable[[int], bool]) -> None:
+    """Refuses what is not one array of floats of a rank that fits."""
+    model = type(network).__name__
+    shape = getattr(inputs, "shape", None)
+    if shape is None:
+        raise Refused(f"{model} got a {type(inputs).__name__} as inputs; expected {expected}.")
+    if not fits(len(shape)):
+        raise Refused(f"{model} got inputs of shape {shape}; expected {expected}.")
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise Refused(f"{model} got {inputs.dtype} inputs; expected floats: call the data set's `prepare` on them.")
 
 
 def conv(
@@ -71,15 +111,9 @@ def conv(
     )(x)
 
 
-def norm(x: Float[Array, "... C"], train: bool, name: str) -> Float[Array, "... C"]:
-    """BatchNorm; running statistics <- 0.9 * running + 0.1 * batch, epsilon 1e-5, both as in PyTorch.
-
-    Two notes. The running variance takes the *biased* batch variance, as Flax does; PyTorch takes the
-    unbiased one, a factor n / (n - 1) with n = B * H * W (1.0001 at batch 128 on 8x8 maps). And under `jit`
-    over a sharded batch the statistics are those of the global batch: one device and many give the same
-    numbers.
-    """
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=x.dtype, name=name)(x)
+def norm(x: Float[Array, "... C"], name: str, *, train: bool, group: int = 0) -> Float[Array, "... C"]:
+    """BatchNorm over groups of `group` examples, 0 for the whole batch; see `batchnorm.BatchNorm`."""
+    return BatchNorm(group, name=name)(x, train)
 
 
 def pool(x: Float[Array, "B H W C"], size: int = 1) -> Float[Array, "B F"]:

@@ -1,15 +1,18 @@
-"""MobileNetV2, in the two layouts that the papers use (floor 2)."""
+"""MobileNetV2, in the two layouts that the papers use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import conv, dense, norm, pool
+from kdjax.models.entry import Entry
+from kdjax.models.layers import NORM_GROUP, Norm, conv, dense, norm, pool, to_images
+from kdjax.options import Check, at_least
 from kdjax.types import Output
 
 
@@ -22,14 +25,17 @@ class InvertedResidual(nn.Module):
     kdc: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w features"]:
-        wide = x.shape[-1] * self.expand
-        act, how = _flavor(self.kdc)
-        y = act(norm(conv(x, wide, 1, "expand", **how), train, "expand_norm"))
-        y = conv(y, wide, 3, "depthwise", stride=self.stride, groups=wide, **how)
-        y = act(norm(y, train, "depthwise_norm"))
-        y = norm(conv(y, self.features, 1, "project", **how), train, "project_norm")
+    def __call__(self, x: Float[Array, "B H W C"], norm: Norm) -> Float[Array, "B h w features"]:
+        expanded = x.shape[-1] * self.expand
+        activation, conv_options = _flavor(self.kdc)
+        y = activation(norm(conv(x, expanded, 1, "expand", **conv_options), "expand_norm"))
+        y = conv(y, expanded, 3, "depthwise", stride=self.stride, groups=expanded, **conv_options)
+        y = activation(norm(y, "depthwise_norm"))
+        y = norm(conv(y, self.features, 1, "project", **conv_options), "project_norm")
         return x + y if x.shape == y.shape else y
+
+
+_multiplier = at_least(1 / 16)  # the narrowest stage has 16 channels, and keeps one
 
 
 class MobileNetV2(nn.Module):
@@ -44,23 +50,31 @@ class MobileNetV2(nn.Module):
 
     Features: "stage1".."stage7", "penultimate" [B, 1280].
 
+    Attributes:
+      multiplier: the widths of all stages are multiplied by it and rounded down.
+      norm_group: examples per group of BatchNorm, 0 for the whole batch.
+
     Source: Sandler et al., CVPR 2018; KD(C)'s `models/mobilenetv2.py`, mdistiller's `cifar/mobilenetv2.py`.
     """
 
     num_classes: int
     kdc: bool
     multiplier: float = 1.0
+    norm_group: int = 0
     dtype: Any = jnp.float32
 
+    hyper: ClassVar[Mapping[str, Check]] = {"multiplier": _multiplier, "norm_group": NORM_GROUP}
+
     @nn.compact
-    def __call__(self, inputs: Float[Array, "B H W C"], train: bool) -> Output:
-        act, how = _flavor(self.kdc)
+    def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Output:
+        batch_norm = partial(norm, train=train, group=self.norm_group)
+        activation, conv_options = _flavor(self.kdc)
         kernel, stem_stride = (1, 1) if self.kdc else (3, 2)
         strides = (1, 2, 2, 2, 1, 1, 1) if self.kdc else (1, 1, 2, 2, 1, 2, 1)
         features = {}
-        x = inputs.astype(self.dtype)
-        x = conv(x, int(32 * self.multiplier), kernel, "stem", stride=stem_stride, padding=1, **how)
-        x = act(norm(x, train, "stem_norm"))
+        x = to_images(inputs, self)
+        x = conv(x, int(32 * self.multiplier), kernel, "stem", stride=stem_stride, padding=1, **conv_options)
+        x = activation(batch_norm(x, "stem_norm"))
         plan = zip((16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1), strides, strict=True)
         for stage, (width, blocks, stride) in enumerate(plan, start=1):
             for block in range(1, blocks + 1):
@@ -70,9 +84,9 @@ class MobileNetV2(nn.Module):
                     expand=1 if stage == 1 else 6,
                     kdc=self.kdc,
                     name=f"stage{stage}_block{block}",
-                )(x, train)
+                )(x, batch_norm)
             features[f"stage{stage}"] = x
-        x = pool(act(norm(conv(x, 1280, 1, "last", **how), train, "last_norm")))
+        x = pool(activation(batch_norm(conv(x, 1280, 1, "last", **conv_options), "last_norm")))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head", init="torch" if self.kdc else "small"), features)
 
@@ -80,3 +94,13 @@ class MobileNetV2(nn.Module):
 def _flavor(kdc: bool) -> tuple[Callable, dict[str, Any]]:
     """Activation, and the convolutions' bias and initializer."""
     return (nn.relu6, {"bias": True, "init": "torch"}) if kdc else (nn.relu, {"bias": False, "init": "he"})
+
+
+NAMES = {
+    "mobilenet_v2": Entry(
+        partial(MobileNetV2, kdc=True), "KD(C)'s: full width, biases, ReLU6; mdistiller's is mobilenet_v2_half"
+    ),
+    "mobilenet_v2_half": Entry(
+        partial(MobileNetV2, kdc=False, multiplier=0.5), "mdistiller's: half width; KD(C)'s is mobilenet_v2"
+    ),
+}

@@ -5,6 +5,7 @@ Devlin et al., BERT, arXiv 1810.04805; Sanh et al., DistilBERT, arXiv 1910.01108
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +16,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.models.transformer_names import ACTIVATIONS, EXACT, TANH, Architecture
+from kdjax.models import transformer_names
+from kdjax.models.entry import Entry
+from kdjax.models.transformer_names import ACTIVATIONS, EXACT, SHAPE, TANH, Architecture
 from kdjax.types import Output, PyTree
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -179,3 +182,29 @@ def _norm(net: Architecture, name: str, dtype: Any) -> nn.LayerNorm:
 
 def _zero_row(init: Callable, row: int, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     return init(key, shape, dtype).at[row].set(0)
+
+
+def _network(*, num_classes: int, dtype: Any, **attributes: Any) -> Transformer:
+    return Transformer(num_classes, Architecture(**attributes), dtype)
+
+
+_WHOSE = {"bert": "Google's BERT", "distilbert": "Hugging Face's DistilBERT", "roberta": "Facebook's RoBERTa"}
+_TOKENS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+
+def parse(name: str) -> Entry | None:
+    """The network of any `<family>_<L>l_<H>`, and of the published names."""
+    attributes = transformer_names.named(name)
+    if attributes is None:
+        return None
+    fixed = {attribute: attributes.pop(attribute) for attribute in SHAPE}
+    return Entry(
+        partial(_network, **fixed),
+        f"{_WHOSE[fixed['family']]}, {fixed['num_hidden_layers']} layers of {fixed['hidden_size']}",
+        defaults=attributes,
+        options=[field.name for field in dataclasses.fields(Architecture) if field.name not in SHAPE],
+        example={"input_ids": _TOKENS, "attention_mask": _TOKENS},
+    )
+
+
+NAMES = {name: entry for name in transformer_names.NAMES if (entry := parse(name)) is not None}
