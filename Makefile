@@ -4,12 +4,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test test-all lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: $(READY)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(READY)

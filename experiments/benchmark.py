@@ -63,14 +63,14 @@ def hardware() -> dict[str, Any]:
 
     from kdjax import provenance
 
-    found, backend = provenance.environment(), jax.default_backend()
-    device = "cpu" if backend == "cpu" else f"{backend} ({found['device']})"
+    environment, backend = provenance.environment(), jax.default_backend()
+    device = "cpu" if backend == "cpu" else f"{backend} ({environment['device']})"
     name = provenance.processor()
     text = (
-        f"{name}, {found['cpus']} of {os.cpu_count()} cores, device {device}, "
-        f"jax {found['versions']['jax']}, Python {found['python']}"
+        f"{name}, {environment['cpus']} of {os.cpu_count()} cores, device {device}, "
+        f"jax {environment['versions']['jax']}, Python {environment['python']}"
     )
-    return {"text": text, "cpu": name, "backend": backend, **found}
+    return {"text": text, "cpu": name, "backend": backend, **environment}
 
 
 def settings() -> Any:
@@ -112,22 +112,22 @@ def memory_section() -> dict[str, Any]:
     from experiments import benchmark_memory
 
     benchmark_memory.recipes(_CONFIG.value)
-    found = benchmark_memory.peak(_CONFIG.value, 2 if _QUICK.value else 20)
-    if isinstance(found, str):
-        print(f"memory: skipped; {found}")
-        return {"skipped": found}
+    measured = benchmark_memory.peak(_CONFIG.value, 2 if _QUICK.value else 20)
+    if isinstance(measured, str):
+        print(f"memory: skipped; {measured}")
+        return {"skipped": measured}
     rows: Rows = []
-    for one in found:
+    for one in measured:
         rows += [(f"{one['case']}: {mark}", f"{mb:,.0f}", "") for mark, mb in one["marks"].items()]
         rows.append((one["case"], f"{one['peak_mb']:,.0f}", verdict(one["peak_mb"] < MEMORY_MB, f"< {MEMORY_MB}")))
-    first = found[0]
+    first = measured[0]
     what = f"{first['config']}, {' → '.join(first['models'])}, batch {first['batch_size']}"
     show(
         f"peak resident memory so far, MB: {what}, {first['train_examples']:,} images resident",
         ("process, after", "peak MB", "target"),
         rows,
     )
-    return {"n": 1, "target_mb": MEMORY_MB, "runs": found}
+    return {"n": 1, "target_mb": MEMORY_MB, "runs": measured}
 
 
 def metrics_section() -> dict[str, Any]:

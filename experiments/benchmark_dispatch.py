@@ -44,11 +44,16 @@ def empty_trainer(leaves: int, calls: int) -> Trainer:
     """The real Trainer around it: NLL, SGD with momentum, no transform, one example a step, `calls` steps an epoch."""
     x, y = np.arange(calls + 2, dtype=np.float32)[:, None], np.zeros(calls + 2, np.int32)
     train, calibration, test = (x[2:], y[2:]), (x[:1], y[:1]), (x[1:2], y[1:2])
-    own = data.from_arrays(train, test, calibration, num_classes=2, normalization="none")
+    dataset = data.from_arrays(train, test, calibration, num_classes=2, normalization="none")
     pieces = Parts(
-        empty(leaves), objectives.build("nll"), optax.sgd(0.1, 0.9), optax.constant_schedule(0.1), chain(), own.prepare
+        empty(leaves),
+        objectives.build("nll"),
+        optax.sgd(0.1, 0.9),
+        optax.constant_schedule(0.1),
+        chain(),
+        dataset.prepare,
     )
-    return Trainer(Task(pieces, own, None, 1, 1, 0), devices=1, steps_per_call=1)
+    return Trainer(Task(pieces, dataset, None, 1, 1, 0), devices=1, steps_per_call=1)
 
 
 def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
@@ -102,18 +107,18 @@ def traces() -> list[dict[str, Any]]:
     def split(n):
         return rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 4, n).astype(np.int32)
 
-    own = data.from_arrays(split(80), split(24), split(16), num_classes=4)
+    dataset = data.from_arrays(split(80), split(24), split(16), num_classes=4)
     teacher = Recipe(model="mlp", method="adafocal", epochs=EPOCHS, batch_size=16, transform=("pad_crop", "flip"))
     student = dataclasses.replace(teacher, distill=Distill("kd", {"T": 4.0}))
-    pieces = parts(teacher, own)
-    taught = Trainer(Task(pieces, own, None, EPOCHS, 16, 0), devices=1)
-    rows = _traces("teacher", taught)
-    frozen = teachers.frozen(pieces.model, taught.init().variables)
-    return rows + _traces("student", Trainer(Task(parts(student, own), own, frozen, EPOCHS, 16, 0), devices=1))
+    pieces = parts(teacher, dataset)
+    teacher_trainer = Trainer(Task(pieces, dataset, None, EPOCHS, 16, 0), devices=1)
+    rows = _traces("teacher", teacher_trainer)
+    frozen = teachers.frozen(pieces.model, teacher_trainer.init().variables)
+    return rows + _traces("student", Trainer(Task(parts(student, dataset), dataset, frozen, EPOCHS, 16, 0), devices=1))
 
 
 def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
-    own, objective = trainer.task.dataset, trainer.task.parts.objective
+    dataset, objective = trainer.task.dataset, trainer.task.parts.objective
     calls = [trainer._step(steps_per_call=k + 1) for k in range(trainer.steps_per_call)]
     state = trainer.init()
     for _ in range(EPOCHS):
@@ -121,11 +126,11 @@ def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
             pass
         state, _ = trainer.refreshed(state, evaluate=True)
     calibration = trainer._predict.traces
-    trainer.predict(state.variables, own.test)
-    found = {
+    trainer.predict(state.variables, dataset.test)
+    counts = {
         ("train", "train_step"): sum(program.traces for program in calls),
         ("calibration", "predict_step"): calibration,
         ("calibration", "refresh_step"): step.refresh_step(objective=objective, mesh=trainer.mesh).traces,
         ("test", "predict_step"): trainer._predict.traces - calibration,
     }
-    return [{"stage": stage, "split": a, "program": b, "traces": n} for (a, b), n in found.items()]
+    return [{"stage": stage, "split": a, "program": b, "traces": n} for (a, b), n in counts.items()]

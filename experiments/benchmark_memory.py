@@ -37,8 +37,8 @@ def imports(n: int = 5) -> list[dict[str, Any]]:
             f"import {module}; t = time.perf_counter() - t; "
             f"print(json.dumps([t, [m for m in {HEAVY!r} if m in sys.modules]]))"
         )
-        found = [json.loads(_run(["-c", code])) for _ in range(n)]
-        rows.append({"module": module, "seconds": spread([t for t, _ in found]), "heavy": found[0][1]})
+        measured = [json.loads(_run(["-c", code])) for _ in range(n)]
+        rows.append({"module": module, "seconds": spread([t for t, _ in measured]), "heavy": measured[0][1]})
     return rows
 
 
@@ -103,32 +103,32 @@ def child(config: str, steps: int, workdir: str) -> dict[str, Any]:
 
     mark("import")
     tree = recipes(config)
-    whole = {who: from_dict(Recipe, {**tree[who], "data": {**tree["data"], "train_examples": 0}}) for who in _ROLES}
-    whole["teacher"] = dataclasses.replace(whole["teacher"], distill=None)
-    own = stages.dataset(whole["teacher"].data)
+    full = {who: from_dict(Recipe, {**tree[who], "data": {**tree["data"], "train_examples": 0}}) for who in _ROLES}
+    full["teacher"] = dataclasses.replace(full["teacher"], distill=None)
+    dataset = stages.dataset(full["teacher"].data)
     mark("data set loaded")
     teacher = None
-    for who, recipe in whole.items():
-        pieces = parts(recipe, own)
-        trainer = Trainer(Task(pieces, own, teacher, recipe.epochs, recipe.batch_size, recipe.seed))
+    for who, recipe in full.items():
+        pieces = parts(recipe, dataset)
+        trainer = Trainer(Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed))
         state = trainer.init()
         for state, _ in trainer.steps(state, stop=steps):
             pass
-        for split in (own.calibration, own.test):
+        for split in (dataset.calibration, dataset.test):
             metrics.evaluate(trainer.predict(state.variables, split), split.label)
         mark(f"{who}: {steps} steps, both splits predicted")
         teacher = teachers.frozen(pieces.model, state.variables)
-    short = {who: _shortened(recipe) for who, recipe in whole.items()}
-    taught = stages.Stage(short["teacher"], name="teacher")
-    runs.run_all([stages.Stage(short["student"], taught, name="student")], settings.Settings(workdir=workdir))
+    short = {who: _shortened(recipe) for who, recipe in full.items()}
+    teacher_stage = stages.Stage(short["teacher"], name="teacher")
+    runs.run_all([stages.Stage(short["student"], teacher_stage, name="student")], settings.Settings(workdir=workdir))
     mark("one epoch of both as stages, with files")
     return {
         "peak_mb": round(peak_mb(), 1),
         "marks": marks,
         "config": config,
-        "train_examples": len(own.train.label),
-        "models": [recipe.model for recipe in whole.values()],
-        "batch_size": whole["student"].batch_size,
+        "train_examples": len(dataset.train.label),
+        "models": [recipe.model for recipe in full.values()],
+        "batch_size": full["student"].batch_size,
         "seconds": round(time.perf_counter() - began, 1),
     }
 

@@ -122,11 +122,11 @@ def hardware(threads: int) -> str:
     return f"{model}, {threads} of {os.cpu_count()} threads, Python {platform.python_version()}, NumPy {np.__version__}"
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    if found["call"] != "binned_errors":
+def _verdict(row: dict[str, Any]) -> str:
+    if row["call"] != "binned_errors":
         return ""
-    seconds, memory = TARGETS[found["examples"]]
-    held = (seconds is None or found["median_s"] <= seconds) and (memory is None or found["extra_mb"] <= memory)
+    seconds, memory = TARGETS[row["examples"]]
+    held = (seconds is None or row["median_s"] <= seconds) and (memory is None or row["extra_mb"] <= memory)
     target = f"{seconds} s" if seconds is not None else f"{memory} MB"
     return f"[green]≤ {target}" if held else f"[red]> {target}"
 

@@ -94,7 +94,8 @@ class Work(NamedTuple):
         rows = self.order()[0]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(task.seed)), 0), 0)
         split = task.dataset.train
-        return task.parts.transform(key, Batch(inputs=jnp.asarray(split.inputs[rows]))).inputs, split.label[rows]
+        inputs = task.parts.transform(key, Batch(inputs=jnp.asarray(split.inputs[rows]))).inputs
+        return task.parts.prepare(inputs), split.label[rows]
 
     def order(self) -> np.ndarray:
         task = self.trainer.task
@@ -114,6 +115,7 @@ class Work(NamedTuple):
             labels,
             hyper=self.hyper,
             transform=task.parts.transform if transforms else None,
+            prepare=task.parts.prepare,
             order=self.order() if transforms else None,
             seed=task.seed,
         )
@@ -147,7 +149,7 @@ def work(s: Settings) -> Work:
     """The Trainer of a student with a frozen, untrained teacher on random pixels; whole calls in every epoch."""
     hyper = peers.Hyper()
     per_call = s.steps_per_call or (1 if jax.default_backend() == "cpu" else 8)
-    own = pixels(s, max(1, s.examples // (s.batch * per_call)) * s.batch * per_call)
+    dataset = pixels(s, max(1, s.examples // (s.batch * per_call)) * s.batch * per_call)
     recipe = Recipe(
         model=s.student,
         distill=Distill("kd", {"T": hyper.T}, alpha=hyper.alpha),
@@ -157,11 +159,13 @@ def work(s: Settings) -> Work:
         batch_size=s.batch,
         precision=s.precision,
     )
-    taught = parts(dataclasses.replace(recipe, model=s.teacher, distill=None), own).model
+    teacher_model = parts(dataclasses.replace(recipe, model=s.teacher, distill=None), dataset).model
     example = jax.ShapeDtypeStruct((1, s.size, s.size, 3), jnp.float32)
-    variables = jax.device_get(taught.init(jax.random.key(1), example))
-    task = Task(parts(recipe, own), own, teachers.frozen(taught, variables), recipe.epochs, s.batch, recipe.seed)
-    return Work(s, hyper, Trainer(task, devices=1, steps_per_call=per_call), taught, variables)
+    variables = jax.device_get(teacher_model.init(jax.random.key(1), example))
+    task = Task(
+        parts(recipe, dataset), dataset, teachers.frozen(teacher_model, variables), recipe.epochs, s.batch, recipe.seed
+    )
+    return Work(s, hyper, Trainer(task, devices=1, steps_per_call=per_call), teacher_model, variables)
 
 
 def contest(contestants: Mapping[str, Contestant], s: Settings, per_call: int = 1) -> dict[str, Any]:
@@ -204,21 +208,21 @@ def distillation_step(s: Settings) -> dict[str, Any]:
     except peers.Absent as why:
         absent[TORCH] = str(why)
     rate = matmul_rate(s)
-    found = contest(contestants, s, w.trainer.steps_per_call)
+    measured = contest(contestants, s, w.trainer.steps_per_call)
     gflop = step_gflop(w)
-    for name, one in found.items():
+    for name, one in measured.items():
         one |= {"is_peer": name != OURS, "must_match": name in (PLAIN, AUGMENTED)}
         one["images_per_s"] = spread([s.batch / t for t in one["seconds"]])
         one["gflop_per_s"] = gflop * one["images_per_s"].median
         one["share_of_matmul"] = one["gflop_per_s"] / rate.median
-        ratios = [theirs / ours for theirs, ours in zip(one["seconds"], found[OURS]["seconds"], strict=True)]
+        ratios = [seconds / ours for seconds, ours in zip(one["seconds"], measured[OURS]["seconds"], strict=True)]
         one["ours_over_this"], one["p_slower"] = spread(ratios), p_slower(ratios)
     return {
         **dataclasses.asdict(s),
         "steps_per_call": w.trainer.steps_per_call,
         "gflop_per_image": gflop,
         "matmul_gflop_per_s": rate,
-        "contestants": found,
+        "contestants": measured,
         "absent": absent,
     }
 
@@ -232,8 +236,8 @@ def step_gflop(w: Work) -> float:
     """2 x (3 x student + teacher) MACs an image: backward costs two forwards, the teacher has none."""
     image = jax.ShapeDtypeStruct((1, w.settings.size, w.settings.size, 3), jnp.float32)
     student = jax.eval_shape(w.trainer.init).variables
-    own = peers.macs(w.trainer.task.parts.model, student, image)
-    return 2e-9 * (3 * own + peers.macs(w.teacher, w.teacher_variables, image))
+    student_macs = peers.macs(w.trainer.task.parts.model, student, image)
+    return 2e-9 * (3 * student_macs + peers.macs(w.teacher, w.teacher_variables, image))
 
 
 def matmul_rate(s: Settings, repeats: int = 5) -> Spread:

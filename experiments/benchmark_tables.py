@@ -81,9 +81,9 @@ def show_traces(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def show_distillation(found: dict[str, Any]) -> None:
+def show_distillation(section: dict[str, Any]) -> None:
     rows: Rows = []
-    for name, one in found["contestants"].items():
+    for name, one in section["contestants"].items():
         ratio = one["ours_over_this"]
         rows.append(
             (
@@ -97,14 +97,14 @@ def show_distillation(found: dict[str, Any]) -> None:
                 verdict(one["p_slower"] >= 0.05, f"no slower, p = {one['p_slower']:.2f}") if one["must_match"] else "",
             )
         )
-    absent = "".join(f"\n{name}: {why}." for name, why in found["absent"].items())
-    rate = found["matmul_gflop_per_s"]
+    absent = "".join(f"\n{name}: {why}." for name, why in section["absent"].items())
+    rate = section["matmul_gflop_per_s"]
     show(
-        f"distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}, "
-        f"{found['steps_per_call']} step(s) a call",
+        f"distillation step {section['teacher']} → {section['student']}, batch {section['batch']}, "
+        f"{section['precision']}, {section['steps_per_call']} step(s) a call",
         ("contestant", "images/s", "kdjax ÷ this", "GFLOP/s", "of matmul", "first call s", "n", "target"),
         rows,
-        f"{found['gflop_per_image']:.3f} GFLOP an image, counted from shapes; {found['matmul']}² matmul: "
+        f"{section['gflop_per_image']:.3f} GFLOP an image, counted from shapes; {section['matmul']}² matmul: "
         f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, "
         f"median (min … max); p: sign test over rounds that kdjax is as fast, missed below 0.05.{absent}",
     )

@@ -226,12 +226,13 @@ def presets(module: ModuleType) -> Mapping[str, Mapping[str, Any]]:
 
 def flag_values(argv: Sequence[str], name: str) -> list[str]:
     """Every value given to a flag, as --name=value or --name value."""
-    pattern, found = re.compile(rf"--?{re.escape(name)}(?:=(.*))?", re.DOTALL), list[str]()
+    pattern = re.compile(rf"--?{re.escape(name)}(?:=(.*))?", re.DOTALL)
+    values: list[str] = []
     for position, word in enumerate(argv):
         if match := pattern.fullmatch(word):
             following = argv[position + 1] if position + 1 < len(argv) else ""
-            found.append(following if match[1] is None else match[1])
-    return found
+            values.append(following if match[1] is None else match[1])
+    return values
 
 
 def _without(argv: Sequence[str], *names: str) -> list[str]:

@@ -91,9 +91,9 @@ def run(given: Command) -> None:
             lines = {T_c: by_name[f"{teacher} → {network}: {setting(method, T_c)}"] for T_c in config.recipe.T_c}
             for T_c, line in lines.items():
                 where = f"{teacher} → {network}, {setting(method, T_c)}"
-                if T_c != 1 and 1.0 in lines and (found := tables.paired(line, lines[1.0])):
-                    differences[where] = found
-                    sentences.append(gain_sentence(where, method, found))
+                if T_c != 1 and 1.0 in lines and (difference := tables.paired(line, lines[1.0])):
+                    differences[where] = difference
+                    sentences.append(gain_sentence(where, method, difference))
     tables.publish(
         given,
         "pairs",
@@ -106,11 +106,11 @@ def run(given: Command) -> None:
     )
 
 
-def gain_sentence(where: str, method: str, found: Mapping[str, Mapping[str, float]]) -> str:
-    top1 = found["top1"]
+def gain_sentence(where: str, method: str, difference: Mapping[str, Mapping[str, float]]) -> str:
+    top1 = difference["top1"]
     return (
         f"{where}: top-1 {100 * top1['mean']:+.2f} points against {method}, 95 % bootstrap interval "
-        f"[{100 * top1['low']:+.2f}, {100 * top1['high']:+.2f}], ECE {100 * found['ece']['mean']:+.2f} points, "
+        f"[{100 * top1['low']:+.2f}, {100 * top1['high']:+.2f}], ECE {100 * difference['ece']['mean']:+.2f} points, "
         f"n = {top1['n']:.0f} seeds."
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,8 @@ class Plain:
 
     Args:
       images, labels: one batch, ready for the network and on the device; with `transform`, the whole raw training set.
-      transform: with it, step i gathers row i of `order` from the set and transforms it under a key of its own.
+      transform: with it, step i gathers row i of `order` from the set, transforms it under a key of its own, and
+        applies `prepare`.
       order: [steps, B] positions, visited round and round.
     """
 
@@ -48,6 +50,7 @@ class Plain:
         *,
         hyper: Hyper,
         transform: Transform | None = None,
+        prepare: Callable[[Any], Any] = lambda images: images,
         order: np.ndarray | None = None,
         seed: int = 0,
     ):
@@ -66,11 +69,11 @@ class Plain:
             params, stats, opt = state
             if transform is not None:
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), at), 0)
-                images, labels = transform(key, Batch(inputs=images[rows])).inputs, labels[rows]
-            targets = teacher.apply(teacher_variables, images, False, None)[0].logits
+                images, labels = prepare(transform(key, Batch(inputs=images[rows])).inputs), labels[rows]
+            targets = teacher.apply(teacher_variables, images, train=False)[0].logits
 
             def loss(params):
-                output, new = student.apply({"params": params, "batch_stats": stats}, images, True, None)
+                output, new = student.apply({"params": params, "batch_stats": stats}, images, train=True)
                 return distillation(output.logits, labels, targets, hyper.T, hyper.alpha), new
 
             (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -31,8 +31,8 @@ def block(content: dict[str, Any]) -> str:
     what = content.get("published", {"what": "", "source": ""})
     table = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"]).markdown()
     lines = ["```", content["command"], "```", "", table.strip(), ""]
-    for where, found in content.get("kdc_minus_kduc", {}).items():
-        lines.append(f"- {common.difference_sentence(where, found['ece'])}")
+    for where, difference in content.get("kdc_minus_kduc", {}).items():
+        lines.append(f"- {common.difference_sentence(where, difference['ece'])}")
     e = content["environment"]
     versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
     n = len(content["seeds"])
@@ -49,7 +49,7 @@ def spread(s: dict[str, float], digits: int = 0) -> str:
 
 def benchmark(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark --json FILE` measured, as Markdown: median (min … max) of n."""
-    step, found = content["step"], content["step"]["distillation"]
+    step, distillation = content["step"], content["step"]["distillation"]
     lines = [
         "```",
         content["command"],
@@ -59,10 +59,11 @@ def benchmark(content: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"Distillation step {found['teacher']} → {found['student']}, batch {found['batch']}, {found['precision']}:",
+        f"Distillation step {distillation['teacher']} → {distillation['student']}, batch {distillation['batch']}, "
+        f"{distillation['precision']}:",
     ]
     lines += ["", "| contestant | images/s | kdjax ÷ this | first call, s | n |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, one in found["contestants"].items():
+    for name, one in distillation["contestants"].items():
         ratio = spread(one["ours_over_this"], 2) if one["is_peer"] else ""
         cells = (
             name,
@@ -72,7 +73,7 @@ def benchmark(content: dict[str, Any]) -> str:
             str(one["images_per_s"]["n"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"\n{name}: {why}." for name, why in found["absent"].items()]
+    lines += [f"\n{name}: {why}." for name, why in distillation["absent"].items()]
     lines += [
         "",
         "| one call with nothing to compute | model leaves | µs until done | n |",
@@ -97,13 +98,13 @@ def benchmark(content: dict[str, Any]) -> str:
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
-    def fill(found: re.Match) -> str:
-        path = STORE / f"{found[2]}.json"
+    def fill(match: re.Match) -> str:
+        path = STORE / f"{match[2]}.json"
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
         content = checkpoints.read_json(path)
         text = benchmark(content) if "step" in content else block(stored.read(path))
-        return found[1] + "\n" + text + found[3]
+        return match[1] + "\n" + text + match[3]
 
     return BLOCK.sub(fill, text)
 

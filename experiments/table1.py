@@ -70,9 +70,9 @@ def run(given: Command) -> None:
         plain = by_name.get(f"{network} KD(UC) from {teacher} {config.recipe.uncalibrated}")
         for method in config.recipe.teachers:
             calibrated = by_name[f"{network} {kind(config, method)} from {teacher} {method}"]
-            if plain is not None and calibrated is not plain and (found := tables.paired(calibrated, plain)):
-                differences[f"{network}, {method} teacher"] = found
-    sentences = [common.difference_sentence(where, found["ece"]) for where, found in differences.items()]
+            if plain is not None and calibrated is not plain and (difference := tables.paired(calibrated, plain)):
+                differences[f"{network}, {method} teacher"] = difference
+    sentences = [common.difference_sentence(where, difference["ece"]) for where, difference in differences.items()]
     if not sentences:
         sentences = ["Too few seeds finished, or too few teachers were asked for, to compare KD(C) with KD(UC)."]
     tables.publish(
@@ -93,11 +93,11 @@ def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Pa
     made = []
     for network in config.recipe.students:
         direct = {method: by_name[f"{network} {method}"] for method in config.recipe.calibrators}
-        taught = {m: by_name[f"{network} {kind(config, m)} from {teacher} {m}"] for m in config.recipe.teachers}
+        distilled = {m: by_name[f"{network} {kind(config, m)} from {teacher} {m}"] for m in config.recipe.teachers}
         groups = {
-            method: {"trained alone": values(direct[method], "ece"), "distilled": values(taught[method], "ece")}
+            method: {"trained alone": values(direct[method], "ece"), "distilled": values(distilled[method], "ece")}
             for method in config.recipe.teachers
-            if method in direct and direct[method].metrics and taught[method].metrics
+            if method in direct and direct[method].metrics and distilled[method].metrics
         }
         if groups:
             path = figures.bars(
@@ -105,7 +105,7 @@ def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Pa
             )
             made.append((f"ECE of {network} trained with each calibrator, and distilled from its teacher", path))
         for metric, head in (("ece", "ECE %"), ("sce", "SCE %")):
-            points = {"trained alone": means(direct, metric), "distilled": means(taught, metric)}
+            points = {"trained alone": means(direct, metric), "distilled": means(distilled, metric)}
             points = {name: labeled for name, labeled in points.items() if labeled}
             if points:
                 path = figures.scatter(

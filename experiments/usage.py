@@ -22,11 +22,11 @@ def help_text(argv: Sequence[str], documentation: str, *, default: str, workdir:
     path, _, names = [default, *command.flag_values(argv, "config")][-1].partition(":")
     module = command.load(path)
     config = command.configuration(module, path, names)
-    own = ", ".join(command.presets(module)) or "none"
+    sizes = ", ".join(command.presets(module)) or "none"
     lines = [documentation.strip(), "", "Flags:"]
     lines += [
         "  --config=FILE:NAMES",
-        f"      A configuration and names, comma-separated; default {default}. Presets of {path}: {own}.",
+        f"      A configuration and names, comma-separated; default {default}. Presets of {path}: {sizes}.",
         "      Then teacher, its calibrator, student, its calibrator, distillation method, post-hoc calibrator.",
         "  --import=MODULE",
         "      Import modules of your own first, comma-separated, so that what they register can be named.",

@@ -109,8 +109,8 @@ def test_contest_alternates_and_refuses_nonsense():
             turns.append(self.name)
             return self.loss
 
-    found = benchmark_step.contest({"a": Fake("a"), "b": Fake("b")}, TINY)
-    assert turns[-4:] == ["a", "b", "a", "b"] and len(found["a"]["seconds"]) == TINY.rounds
+    measured = benchmark_step.contest({"a": Fake("a"), "b": Fake("b")}, TINY)
+    assert turns[-4:] == ["a", "b", "a", "b"] and len(measured["a"]["seconds"]) == TINY.rounds
     with pytest.raises(FloatingPointError, match="b has loss nan"):
         benchmark_step.contest({"a": Fake("a"), "b": Fake("b", math.nan)}, TINY)
 
@@ -139,10 +139,10 @@ def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     with flagsaver.flagsaver():
         flags.FLAGS.mark_as_parsed()
         benchmark.run(["benchmark", "step"])
-    found = json.loads(path.read_text())
-    assert {"command", "hardware", "step"} <= found.keys()
-    assert all(found["hardware"][key] for key in ("text", "cpu", "cpus", "device", "versions"))
-    section = found["step"]
+    written = json.loads(path.read_text())
+    assert {"command", "hardware", "step"} <= written.keys()
+    assert all(written["hardware"][key] for key in ("text", "cpu", "cpus", "device", "versions"))
+    section = written["step"]
     assert {row["traces"] for row in section["traces"]} == {1} and len(section["traces"]) == 8
     assert [row["heavy"] for row in section["import"]] == [[], []]
     for row in section["dispatch"]:
@@ -157,7 +157,7 @@ def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
         assert share == pytest.approx(speed / step["matmul_gflop_per_s"]["median"])
         assert one["first_call_s"] > 0
     printed = capsys.readouterr().out
-    assert "kdjax ÷ this" in printed and "written to" in printed and found["hardware"]["text"] in printed
+    assert "kdjax ÷ this" in printed and "written to" in printed and written["hardware"]["text"] in printed
 
 
 def test_memory_without_the_data_set_is_skipped_with_a_sentence(tmp_path, monkeypatch):

@@ -91,8 +91,8 @@ def test_a_distiller_brings_its_published_weights():
     assert typed("cud").distill.weights == (0.2, 0.8)
     assert typed("lskd,kd").distill.weights == () and typed("kd").distill.alpha == 0.9
     assert typed("lskd", "distill.weights=(1.0,2.0)").distill.weights == (1.0, 2.0)
-    own = typed("lskd", "distill.weights=()", "distill.alpha=0.5")
-    assert own.distill == dataclasses.replace(own.distill, alpha=0.5, weights=())
+    recipe = typed("lskd", "distill.weights=()", "distill.alpha=0.5")
+    assert recipe.distill == dataclasses.replace(recipe.distill, alpha=0.5, weights=())
     for method in METHODS.values():
         assert len(method.weights) in ((0, 2) if method.role == "distiller" else (0,))
 

@@ -34,6 +34,8 @@ SOURCES = sorted(path for room in ("kdjax", "experiments", "configs") for path i
 
 NOT_RUN = {
     'data = load("cifar100"': "needs a prepared data set; tests/data reads one where it is there",
+    'teacher = load("bert-base': "needs a folder of weights; tests/text reads small ones",
+    "Tokenizer(Vocabulary.from_folder(folder))": "needs a folder with a vocabulary; tests/text reads small ones",
 }
 """How an example starts -> why it is not run."""
 

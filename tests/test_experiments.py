@@ -75,6 +75,15 @@ def test_quickstart_describes_the_data_it_used(tmp_path):
     assert "noise" not in sentence
 
 
+def test_a_file_of_ones_own_needs_its_name_and_path_alone(tmp_path, capsys):
+    path = tiny.npz(tmp_path)
+    with np.load(path) as arrays:
+        np.savez(path, **arrays, num_classes=4)
+    words = [f"--config.recipe.data.{field}" for field in ("name=arrays", f"path={path}")]
+    assert call(distill, "--plan", f"--workdir={tmp_path / 'runs'}", "--config.seeds=(0,)", *words) == 0
+    assert "3 stages, 3 to run" in capsys.readouterr().out
+
+
 def test_plan_prints_the_dag_and_computes_nothing(tmp_path, capsys):
     assert call(generations, f"--workdir={tmp_path}", "--plan", "--config.seeds=(0,)") == 0
     printed = capsys.readouterr().out

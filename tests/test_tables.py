@@ -73,9 +73,9 @@ def test_published_figures_are_those_of_the_rows_they_stand_beside():
 def test_table1_shares_teachers_and_methods_mean_what_their_names_say(size):
     config = table1_config.get_config(size)
     rows = table1.rows(config)
-    taught = rows["mobilenet_v2 KD(C) from wrn_40_2 mdca"].stage
-    assert taught.teacher == rows["wrn_40_2 mdca"].stage and taught.recipe.model == "mobilenet_v2"
-    assert taught.teacher.recipe.options["gamma"] == 3.0 and taught.recipe.distill.options["T"] == 4.0
+    student = rows["mobilenet_v2 KD(C) from wrn_40_2 mdca"].stage
+    assert student.teacher == rows["wrn_40_2 mdca"].stage and student.recipe.model == "mobilenet_v2"
+    assert student.teacher.recipe.options["gamma"] == 3.0 and student.recipe.distill.options["T"] == 4.0
     for name, row in rows.items():
         if "from" not in name and row.stage.recipe.method != "mdca":
             assert dict(row.stage.recipe.options) == dict(objectives.checked(row.stage.recipe.method, {}, "calibrator"))
