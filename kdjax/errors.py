@@ -74,6 +74,12 @@ def positive(what: str, value: Any) -> Any:
     return within(what, value, 0.0, open_low=True)
 
 
+def printable(text: str, longest: int = 1000) -> str:
+    """`literal(text)`, cut where it is longer than a sentence should be."""
+    line = literal(text)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 def literal(text: str) -> str:
     """The text with control characters, lone surrogates and invisible format characters as Python's escapes.
 

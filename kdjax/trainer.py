@@ -222,6 +222,7 @@ class Trainer:
         return step.predict(self._predict, variables, feed, list(positions), n, self.mesh)
 
     def _resident(self, split: Split) -> Feed:
+        split = data.in_memory(split)
         return layout.resident(split.inputs, split.label, self.mesh, split.weight)
 
 

@@ -19,6 +19,7 @@ FLOORS = {
     "options": 0,
     "prepare": 1,
     "types": 0,
+    "source_code": 0,
     "losses": 1,
     "metrics": 1,
     "targets": 1,

@@ -1,7 +1,8 @@
-"""Decoded arrays on disk: written atomically, verified by checksum on every read, read through memory maps.
+"""Decoded arrays on disk: written atomically, read into memory, and verified there.
 
-An entry is a folder of one `.npy` file an array and a `meta.json` with each array's SHA-256. It is filled under a
-temporary name and renamed when every byte is on disk, so a killed process leaves no entry that looks whole.
+An entry is a folder of one `.npy` file per array and a `meta.json` with each array's SHA-256. It is filled under a
+temporary name and renamed when every byte is on disk, so a killed process leaves no entry that looks complete. Nothing
+is mapped: whatever happens to the files later, a process goes on with the bytes whose checksum it has seen.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdjax.data.splits import digest
+from kdjax.data.contents import digest
 
 FORMAT = 1  # part of every key: an entry of another layout is never looked at
 
@@ -27,19 +28,19 @@ def default_folder(cache_dir: str | os.PathLike | None) -> Path:
     """`cache_dir`, else `$KDJAX_CACHE`, else `$XDG_CACHE_HOME/kdjax`, else `~/.cache/kdjax`."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
-    if own := os.environ.get("KDJAX_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("KDJAX_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "kdjax"
 
 
-def cached(folder: Path, key: str, build: Callable[[], Arrays]) -> tuple[Arrays, dict[str, str]]:
-    """The arrays of an entry and their `digest`s, built when there is no entry that verifies.
+def cached(folder: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays of an entry, built when there is no entry that verifies.
 
     A damaged entry is named in a warning, removed and rebuilt. A folder that cannot be written (read-only, full) costs
-    a warning and the time to decode again, never the run: the arrays are then returned from memory.
+    a warning and the time to decode again, never the run.
 
     Returns:
-      ({name: array}, {name: SHA-256}); arrays are read-only memory maps where the entry is on disk.
+      {name: array}, read-only, in memory.
     """
     entry = folder / f"{key}-{FORMAT}"
     damaged = entry.is_dir()
@@ -49,32 +50,32 @@ def cached(folder: Path, key: str, build: Callable[[], Arrays]) -> tuple[Arrays,
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"cached data in {entry} is damaged ({error}); rebuilding it.", stacklevel=2)
     arrays = build()
-    digests = {name: digest(array) for name, array in arrays.items()}
     try:
         if damaged:
-            shutil.rmtree(entry)  # memory maps held by other processes keep their pages
-        _write(entry, arrays, digests)
+            shutil.rmtree(entry)
+        _write(entry, arrays, {name: digest(array) for name, array in arrays.items()})
     except OSError as error:
         warnings.warn(
             f"decoded data is not cached: {folder} cannot be written ({error.strerror or error}); decoding is repeated "
             "in every run until KDJAX_CACHE names a writable folder.",
             stacklevel=2,
         )
-        return arrays, digests
-    return {name: _map(entry / f"{name}.npy") for name in arrays}, digests
+    return _read_only(arrays)
 
 
-def _read(entry: Path) -> tuple[Arrays, dict[str, str]]:
+def _read(entry: Path) -> Arrays:
     digests: Mapping[str, str] = json.loads((entry / "meta.json").read_text())["sha256"]
-    arrays = {name: _map(entry / f"{name}.npy") for name in digests}
+    arrays = {name: np.load(entry / f"{name}.npy", allow_pickle=False) for name in digests}
     for name, array in arrays.items():
         if digest(array) != digests[name]:
             raise ValueError(f"{name}.npy does not have the checksum it was written with")
-    return arrays, dict(digests)
+    return _read_only(arrays)
 
 
-def _map(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _read_only(arrays: Arrays) -> Arrays:
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
 def _write(entry: Path, arrays: Arrays, digests: dict[str, str]) -> None:

@@ -2,58 +2,98 @@
 
 from __future__ import annotations
 
+import mmap
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
+from kdjax.data import labels
+from kdjax.data.contents import form
+from kdjax.data.lazy import Lazy, check_lazy
 from kdjax.errors import Refused
 from kdjax.types import PyTree, Split
 
 CHUNK = 1024  # rows looked at together: keeps the temporaries of a check far below the size of the data
 
 
-def as_split(what: str, part: Split | Sequence, first_index: int = 0) -> Split:
+def as_split(
+    what: str, part: Split | Sequence, first_index: int = 0, *, weight: Any = None, num_classes: int | None = None
+) -> Split:
     """Turns `(inputs, label)` or `(inputs, label, index)` into a checked `Split`.
 
-    Floating inputs of any width become float32; uint8 stays uint8 (and memory-mapped arrays stay mapped).
+    Floating inputs of any width become float32; uint8 stays uint8. Memory maps stay mapped until the split is cut.
 
     Args:
       what: the split's name, for the sentence.
-      part: the arrays. Without an index the examples are numbered from `first_index`.
+      part: the arrays, or a `Split`. Without an index the examples are numbered from `first_index`.
+      weight: [N] or the shape of the labels, >= 0; takes the place of the split's own.
+      num_classes: K, where it is known already; makes sentences on one-hot labels more certain.
 
     Raises:
       Refused: not two or three parts; empty; lengths that differ; a rank or type no model takes; labels that are not
-        integers; an index that is not unique.
+        integers; an index that is not unique; weights that are negative or not finite.
     """
+    if isinstance(part, Split):
+        weight = part.weight if weight is None else weight
+        part = part[:3]
     if not isinstance(part, tuple | list) or len(part) not in (2, 3):
         raise Refused(
             f"{what} is {type(part).__name__}; expected a pair (inputs, label) or a triple (inputs, label, index)."
         )
-    inputs = jax.tree.map(_leaf, part[0])
+    inputs = part[0] if isinstance(part[0], Lazy) else jax.tree.map(_leaf, part[0])
     label = np.asarray(part[1])
-    n = check_inputs(what, inputs)
-    check_label_type(what, label)
+    n = check_lazy(what, inputs) if isinstance(inputs, Lazy) else check_inputs(what, inputs)
+    labels.check_type(what, label, num_classes)
     if len(label) != n:
         raise Refused(f"{what} has {n} inputs and {len(label)} labels; expected one label for each input.")
     index = np.arange(first_index, first_index + n) if len(part) == 2 else np.asarray(part[2])
     check_index(what, index, n)
-    # A uint64 label past int32 would wrap into range; the sentinel keeps it outside [0, K) for `check_labels`.
+    # A uint64 label past int32 would wrap into range; the sentinel keeps it outside [0, K) for `labels.check_range`.
     label = np.clip(label, -(2**31), 2**31 - 1).astype(np.int32)
-    return Split(inputs, label, index.astype(np.int64))
+    return Split(inputs, label, index.astype(np.int64), None if weight is None else check_weight(what, weight, label))
 
 
 def check_split(what: str, split: Split, num_classes: int) -> None:
     """Refuses labels outside [0, K) and pixels that are not finite; everything else `as_split` has seen."""
-    check_labels(what, split.label, num_classes)
-    check_finite(what, split.inputs)
+    labels.check_range(what, split.label, num_classes)
+    if not isinstance(split.inputs, Lazy):
+        check_finite(what, split.inputs)
+
+
+def check_weight(what: str, weight: Any, label: np.ndarray) -> np.ndarray:
+    """Weights as float32 [N], or in the shape of labels [N, R].
+
+    Raises:
+      Refused: another shape; text; a weight that is negative or not finite; all of them 0.
+    """
+    array = np.asarray(weight)
+    if array.dtype.kind not in "biuf" or array.shape not in {label.shape, label.shape[:1]}:
+        raise Refused(
+            f"{what} weights have type {array.dtype} and shape {array.shape}; expected one number for each label, "
+            f"shape {label.shape}."
+        )
+    array = array.astype(np.float32)
+    if wrong := np.flatnonzero(~(np.isfinite(array) & (array >= 0)).reshape(len(array), -1).all(1)).tolist():
+        raise Refused(
+            f"{what} has {len(wrong)} weights that are negative or not finite, the first at position {wrong[0]}; "
+            "expected numbers of at least 0."
+        )
+    if not array.any():
+        raise Refused(f"{what} has only weights of 0, so no example counts; expected some above 0.")
+    if array.ndim < label.ndim:
+        array = np.repeat(array[:, None], label.shape[1], 1)
+    return array
 
 
 def check_inputs(what: str, inputs: PyTree) -> int:
     """Returns N, the common leading axis.
 
     A single array is images [N, H, W, C] (uint8, or floats), features [N, D] or token ids [N, L]; a pytree (token ids
-    and a mask) may hold arrays of any rank with one leading axis.
+    and a mask, integers or booleans) may hold arrays of any rank with one leading axis.
 
     Raises:
       Refused: empty, a wrong rank or type, leading axes that differ.
@@ -63,11 +103,7 @@ def check_inputs(what: str, inputs: PyTree) -> int:
         raise Refused(f"{what} has no input arrays; expected images [N, H, W, C] or features [N, D].")
     shapes = [leaf.shape for leaf in leaves]
     if isinstance(inputs, np.ndarray) and inputs.ndim not in (2, 4):
-        hint = " (gray images: add the channel axis, inputs[..., None])" if inputs.ndim == 3 else ""
-        raise Refused(
-            f"{what} inputs have shape {inputs.shape}; expected rank 4, images [N, H, W, C], or rank 2, "
-            f"features [N, D]{hint}."
-        )
+        refuse_rank(f"{what} inputs", inputs.shape)
     if any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
         raise Refused(f"{what} input arrays have shapes {shapes}; expected one leading axis N in all of them.")
     n = shapes[0][0]
@@ -83,6 +119,8 @@ def check_inputs(what: str, inputs: PyTree) -> int:
                 f"{what} inputs have type {leaf.dtype}; expected uint8 pixels (0 to 255) or floats; "
                 "convert them: inputs.astype('uint8') or inputs.astype('float32')."
             )
+    for leaf in leaves:
+        check_layout(what, leaf)
     if leaves[0].ndim == 4 and leaves[0].dtype == np.uint8 and all(c.max() <= 1 for c in chunks(leaves[0])):
         raise Refused(
             f"{what} inputs are uint8 with no value above 1; expected 0 to 255: floats in [0, 1] were cast to "
@@ -91,28 +129,27 @@ def check_inputs(what: str, inputs: PyTree) -> int:
     return n
 
 
-def check_label_type(what: str, label: np.ndarray) -> None:
-    """Refuses labels that are not a vector of integers."""
-    if label.ndim != 1:
-        hint = " (one-hot rows: label.argmax(-1))" if label.ndim == 2 and label.shape[-1] > 1 else ""
-        raise Refused(f"{what} labels have shape {label.shape}; expected one integer each, shape [N]{hint}.")
-    if not np.issubdtype(label.dtype, np.integer):
-        raise Refused(
-            f"{what} labels have type {label.dtype}; expected integers in [0, K); convert them when they are whole "
-            "numbers: label.astype('int32')."
-        )
+def refuse_rank(what: str, shape: tuple[int, ...]) -> NoReturn:
+    """Refuses a single array that is neither images nor features nor token ids."""
+    hint = " (gray images: add the channel axis, inputs[..., None])" if len(shape) == 3 else ""
+    raise Refused(
+        f"{what} have shape {shape}; expected rank 4, images [N, H, W, C], or rank 2, features [N, D] or token ids "
+        f"[N, L]{hint}."
+    )
 
 
-def check_labels(what: str, label: np.ndarray, num_classes: int) -> None:
-    """Refuses labels outside [0, K): -1 would train silently as class K-1, and K would give NaN."""
-    wrong = np.flatnonzero((label < 0) | (label >= num_classes))
-    if wrong.size:
-        first = int(wrong[0])
-        raise Refused(
-            f"{what} has {wrong.size} of {label.size} labels outside [0, {num_classes}), the first at position "
-            f"{first} with value {int(label[first])}; expected classes 0 to {num_classes - 1}: drop those examples or "
-            "correct num_classes."
-        )
+def check_layout(what: str, images: np.ndarray) -> None:
+    """Refuses square images whose channels come first, as PyTorch has them; warns of others that look so."""
+    if images.ndim != 4:
+        return
+    _, channels, height, width = images.shape
+    if channels not in (1, 3) or min(height, width) <= 4:
+        return
+    looks = f"{what} inputs have shape {images.shape}, which looks like [N, C, H, W]"
+    if height == width:
+        raise Refused(f"{looks}; expected [N, H, W, C]: type inputs.transpose(0, 2, 3, 1).")
+    if channels == 3:
+        warnings.warn(f"{looks}; if so, type inputs.transpose(0, 2, 3, 1).", stacklevel=6)
 
 
 def check_finite(what: str, inputs: PyTree) -> None:
@@ -153,11 +190,16 @@ def check_index(what: str, index: np.ndarray, n: int) -> None:
 def check_same_form(train: Split, other: Split, what: str) -> None:
     """Refuses splits whose examples differ in structure, shape or type."""
 
-    def form(split: Split) -> PyTree:
-        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", split.inputs)
+    def shown(split: Split) -> str:
+        return ", ".join(f"{place}{': ' if place else ''}{dtype}{shape}" for place, dtype, shape in form(split.inputs))
 
-    if form(train) != form(other):
-        raise Refused(f"train examples are {form(train)} and {what} examples are {form(other)}; expected the same.")
+    if form(train.inputs) != form(other.inputs):
+        raise Refused(f"train examples are {shown(train)} and {what} examples are {shown(other)}; expected the same.")
+    if train.label.ndim != other.label.ndim:
+        raise Refused(
+            f"train labels have shape {train.label.shape} and {what} labels {other.label.shape}; expected [N] in both, "
+            "or [N, R] in both."
+        )
 
 
 def chunks(array: np.ndarray):
@@ -169,6 +211,25 @@ def chunks(array: np.ndarray):
 def _leaf(array) -> np.ndarray:
     # `asanyarray` keeps a memory map a memory map.
     array = np.asanyarray(array)
+    if isinstance(array, np.memmap):
+        _check_map(array)
     if array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         return array.astype(np.float32, copy=False)
     return array
+
+
+def _check_map(array: np.memmap) -> None:
+    """Refuses a map of a file that has become shorter: to read it would end the process by a bus error."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or array.filename is None:
+        return
+    begin = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        size = Path(array.filename).stat().st_size
+    except OSError:
+        return  # removed: the map keeps its pages
+    if size < begin + len(mapped):
+        raise Refused(
+            f"{array.filename} is {size} bytes long and the array that maps it needs {begin + len(mapped)}; expected a "
+            "file that stays as it is: write it anew."
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from kdjax.data import checks
 from kdjax.data.order import normal, permutation
-from kdjax.data.splits import Source
+from kdjax.data.source import Source
 from kdjax.errors import Refused, within
 
 TEST_EXAMPLES = 797  # leaves a round 1,000 for train and calibration
@@ -15,7 +15,7 @@ TEST_EXAMPLES = 797  # leaves a round 1,000 for train and calibration
 def source(*, noise: float = 0.0, noise_seed: int = 0, test_examples: int | None = None) -> Source:
     """1,797 images of 8x8 gray levels 0 ... 16, ten classes, made ambiguous by noise.
 
-    Inputs are float32 [N, 8, 8, 1]: levels / 16, so in [0, 1] and `Dataset.scale` is 1, plus N(0, noise^2). The noise
+    Inputs are float32 [N, 8, 8, 1]: levels / 16, so in [0, 1], plus N(0, noise^2). The noise
     is drawn once for every image of the set, not clipped (clipping would give away which pixels were near the edge),
     and belongs to the data: it is the same in every epoch, for every split seed and number of training examples.
 
@@ -51,4 +51,5 @@ def source(*, noise: float = 0.0, noise_seed: int = 0, test_examples: int | None
         train=checks.as_split("digits train", (images[train], data.target[train], train)),
         test=checks.as_split("digits test", (images[test], data.target[test], test)),
         label_names=tuple(str(name) for name in data.target_names),
+        calibration_split="random",
     )

@@ -70,7 +70,15 @@ def normal(shape: tuple[int, ...], purpose: str, seed: int) -> Float32[np.ndarra
     return np.random.Generator(_philox(purpose, seed, 0)).standard_normal(shape, np.float32)
 
 
-_PURPOSES = ("order", "calibration", "test", "train", "noise")  # positions are part of every stream: append only
+_PURPOSES = (
+    "order",
+    "calibration",
+    "test",
+    "train",
+    "noise",
+    "ties",
+    "sample",
+)  # positions are part of every stream: append only
 
 
 def _philox(purpose: str, seed: int, epoch: int) -> np.random.Philox:

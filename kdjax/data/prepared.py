@@ -1,54 +1,34 @@
-"""Prepared tfds sets of images and classes, read without TensorFlow; the only file that touches tfds and array_record.
+"""Prepared tfds sets of images and classes, read without TensorFlow; beside `records` the only file that touches tfds.
 
 `python -m experiments.prepare NAME` writes `DATA_DIR/NAME/VERSION/`: `dataset_info.json`, `features.json` and
 array_record shards of `tf.train.Example` messages. Reading them item by item through tfds takes 21-32 s for CIFAR-100;
-here shards are read in order, decoded by Pillow (4-6 s) and kept as one uint8 array a split, which later runs map into
-memory (0.2 s, most of it the checksum).
+here shards are read in order, decoded by Pillow (4-6 s) and kept as one uint8 array per split, which later runs read in
+0.3 s, most of it the checksum. A set that would not fit into memory stays on disk (`Records`), and only its labels and
+the hash of every image are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import difflib
 import importlib.util
-import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from kdjax.data import checks
-from kdjax.data.cache import Arrays, cached, default_folder
-from kdjax.data.splits import Source
+from kdjax.data import checks, images
+from kdjax.data.contents import digest
+from kdjax.data.image_files import PROBED
+from kdjax.data.images import Decode
+from kdjax.data.lazy import gather
+from kdjax.data.records import Prepared, read_lazily, read_split
+from kdjax.data.source import Source, streams
 from kdjax.errors import Refused, nearest
-
-RECORDS = 2048  # read together: bounds the encoded bytes in memory
-
-
-class Prepared(NamedTuple):
-    """What the JSON files of a prepared set say.
-
-    Attributes:
-      shards: paths by split, in order.
-      lengths: numbers of examples, one for each shard.
-      shape: [H, W, C] of every image.
-      image, label: the names of the two features.
-    """
-
-    name: str
-    version: str
-    folder: Path
-    shards: dict[str, list[Path]]
-    lengths: dict[str, list[int]]
-    shape: tuple[int, int, int]
-    image: str
-    label: str
-    num_classes: int
-    label_names: tuple[str, ...]
 
 
 def default_data_dir(data_dir: str | os.PathLike | None = None) -> Path:
@@ -57,58 +37,97 @@ def default_data_dir(data_dir: str | os.PathLike | None = None) -> Path:
 
 
 def source(
-    name: str, *, data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    feed: str = "auto",
+    image_size: int | None = None,
+    resolution: int | None = None,
 ) -> Source:
     """A prepared set by its tfds name, `name`, `name/config` or `name:version` (the newest when not given).
 
-    Images are uint8 [N, H, W, C], memory-mapped from the cache. The test split is `test`, or `validation` when there is
-    no `test`; the calibration split is always held out of `train`. `data_dir` and `cache_dir` default as in
-    `default_data_dir` and `cache.default_folder`. JPEG sets may decode to pixels a few levels apart under another
-    version of libjpeg; then fingerprints differ, as they must.
+    The test split is `test`, or `validation` when there is no `test`; the calibration split is always held out of
+    `train`, not stratified, as in KD(C). `data_dir` and `cache_dir` default as in `default_data_dir` and
+    `cache.default_folder`. Splits are recognized by the encoded images and the pixels of the first 64 images, so that
+    the fingerprint is the same for both feeds, and another one where a JPEG decoder gives other pixels.
+
+    Args:
+      feed: "resident" decodes into memory, "streamed" leaves the records on disk, "auto" streams above 1 GiB.
+      image_size: resize and cut to squares of that side, see `images.Decode`.
+      resolution: means over squares, see `images.area_means`.
 
     Raises:
-      Refused: not prepared; prepared in another format; not images of one shape with one class label.
+      Refused: not prepared; prepared in another format; not images with one class label; images of several sizes
+        without an image_size.
     """
-    found = describe(name, default_data_dir(data_dir))
-    test = next((split for split in ("test", "validation") if split in found.shards), None)
-    if "train" not in found.shards or test is None:
-        raise Refused(f"{name} has the splits {', '.join(found.shards)}; expected train, and test or validation.")
-    splits = {}
-    digests = {}
+    Decode(3, image_size, resolution)  # refuses sizes that are none before anything is looked for
+    prepared = describe(name, default_data_dir(data_dir), any_size=image_size is not None)
+    test = next((split for split in ("test", "validation") if split in prepared.shards), None)
+    if "train" not in prepared.shards or test is None:
+        raise Refused(f"{name} has the splits {', '.join(prepared.shards)}; expected train, and test or validation.")
+    height, width, channels = prepared.shape
+    side = image_size or 0
+    shape = (side, side, channels) if image_size else (height, width, channels)
+    decode = Decode(channels, image_size, resolution)
+    if resolution is not None:
+        shape = images.area_means(np.zeros((1, *shape), np.uint8), resolution).shape[1:]
+    examples = sum(sum(prepared.lengths[split]) for split in ("train", test))
+    read = read_lazily if streams(feed, examples * int(np.prod(shape))) else read_split
+    parts, hashes, probes = {}, {}, []
     for what, split in (("train", "train"), ("test", test)):
-        inputs, label, digests[what] = read_split(found, split, cache_dir)
-        splits[what] = checks.as_split(f"{name} {what}", (inputs, label))
+        inputs, label, hashes[what] = read(prepared, split, decode, shape, cache_dir)
+        parts[what] = checks.as_split(f"{name} {what}", (inputs, label))
+        probes.append(digest(gather(inputs, np.arange(min(PROBED, len(label))))))
     return Source(
-        name=found.name,
-        num_classes=found.num_classes,
-        train=splits["train"],
-        test=splits["test"],
-        label_names=found.label_names,
-        normalization="kdc" if found.name in ("cifar10", "cifar100") else "own",
-        digests=digests,
+        name=prepared.name,
+        num_classes=prepared.num_classes,
+        train=parts["train"],
+        test=parts["test"],
+        label_names=prepared.label_names,
+        normalization="kdc" if prepared.name in ("cifar10", "cifar100") else "own",
+        calibration_split="random",
+        contents=hashes,
+        about={"decode": decode.describe(), "pixels": probes},
+        measured=images.measured_positions(len(parts["train"].label)),
     )
 
 
-def describe(name: str, data_dir: Path) -> Prepared:
+class Absent(Refused):
+    """The set is not prepared in the folder that was looked in."""
+
+
+def check_name(name: str, data_dir: str | os.PathLike | None, sources: Collection[str]) -> None:
+    """Refuses a name that is neither prepared nor known to tfds, with the nearest names, and one that is not prepared.
+
+    Args:
+      sources: the names that are no prepared sets.
+    """
+    base, version = _parse(name)
+    folder = default_data_dir(data_dir)
+    if _versions(folder / base, version):
+        return
+    known, near = _tfds_names(), {*sources, *_prepared(folder)}
+    if base.split("/")[0] in known:
+        raise _absent(name, base, folder)
+    if difflib.get_close_matches(base, {*near, *known}, n=1, cutoff=0.5):
+        near |= known
+    raise Refused(f"data set {name!r} is unknown; {nearest(base, near)}")
+
+
+def describe(name: str, data_dir: Path, *, any_size: bool = False) -> Prepared:
     """Finds a prepared set and reads its description, no example.
+
+    Args:
+      any_size: images may have different sizes, because they will be resized.
 
     Raises:
       Refused: naming the folder that was looked in and the command that prepares the set.
     """
-    match = re.fullmatch(r"(\w+(?:/[\w.-]*\w)?)(?::(\d+\.\d+\.\d+))?", name)
-    if not match:
-        raise Refused(f"data set {name!r} is no tfds name; expected name, name/config or name:1.2.3, as in cifar100.")
-    base, version = match.groups()
-    root = data_dir / base
-    versions = [p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file() and _numbers(p.name)]
-    versions = [p for p in versions if version in (None, p.name)]
+    base, version = _parse(name)
+    versions = _versions(data_dir / base, version)
     if not versions:
-        near = {p.name for p in data_dir.glob("*") if p.is_dir() and not p.name.startswith(".")} - {"downloads"}
-        hint = f"prepared there: {nearest(base, near)}" if near else "nothing is prepared there."
-        raise Refused(
-            f"data set {name!r} is not prepared in {root} (data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets); "
-            f"type python -m experiments.prepare {name} --data_dir {data_dir}, or name the right folder; {hint}"
-        )
+        raise _absent(name, base, data_dir)
     folder = max(versions, key=lambda p: _numbers(p.name))
     info, features = (_json(folder / file) for file in ("dataset_info.json", "features.json"))
     file_format = info.get("fileFormat", "tfrecord")
@@ -117,7 +136,7 @@ def describe(name: str, data_dir: Path) -> Prepared:
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; expected array_record: type "
             f"python -m experiments.prepare {name} --data_dir OTHER_FOLDER and use that folder."
         )
-    image, label, shape, num_classes = _features(name, info, features)
+    image, label, shape, num_classes = _features(name, info, features, any_size)
     shards, lengths = {}, {}
     for split in info.get("splits", []):
         counts = [int(count) for count in split.get("shardLengths", [])]
@@ -141,84 +160,44 @@ def describe(name: str, data_dir: Path) -> Prepared:
     )
 
 
-def read_split(
-    found: Prepared, split: str, cache_dir: str | os.PathLike | None = None
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """(uint8 images [N, H, W, C], int32 labels [N], `digest` of the images) of one split, decoded at most once.
-
-    The cache entry is named by the description and by name, size and time of the shards: preparing the set anew, or
-    replacing a shard, gives a new entry.
-    """
-    h = hashlib.sha256((found.folder / "dataset_info.json").read_bytes())
-    h.update((found.folder / "features.json").read_bytes())
-    for shard in found.shards[split]:
-        if not shard.is_file():
-            raise Refused(f"{shard} is missing; expected every shard of {found.name}: prepare the set again.")
-        stat = shard.stat()
-        h.update(f"{shard.name},{stat.st_size},{stat.st_mtime_ns};".encode())
-    key = f"{found.name.replace('/', '-')}-{found.version}-{split}-{h.hexdigest()[:16]}"
-    arrays, digests = cached(default_folder(cache_dir), key, lambda: decode_split(found, split))
-    return arrays["image"], np.asarray(arrays["label"]), digests["image"]
-
-
-def decode_split(found: Prepared, split: str) -> Arrays:
-    """Decodes a split into memory, in the order of the shards."""
-    n = sum(found.lengths[split])
-    images, labels = np.empty((n, *found.shape), np.uint8), np.empty(n, np.int64)
-    for i, record in enumerate(records(found, split)):
-        images[i], labels[i] = parse(found, record)
-    return {"image": images, "label": labels}
-
-
-def records(found: Prepared, split: str) -> Iterator[bytes]:
-    """The serialized examples of a split, in the order of its shards.
-
-    Raises:
-      Refused: a damaged file, by name.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for shard, declared in zip(found.shards[split], found.lengths[split], strict=True):
-        reader = None
-        try:
-            reader = ArrayRecordReader(str(shard))
-            total = reader.num_records()
-            if total != declared:
-                raise ValueError(f"it holds {total} records where dataset_info.json says {declared}")
-            for start in range(0, total, RECORDS):
-                yield from reader.read(start, min(start + RECORDS, total))
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise Refused(
-                f"{shard} cannot be read ({reason}); expected an undamaged array_record file: prepare the set again."
-            ) from error
-        finally:
-            if reader is not None:
-                with contextlib.suppress(RuntimeError):  # a damaged file fails again when it is closed
-                    reader.close()
-
-
-def parse(found: Prepared, record: bytes) -> tuple[np.ndarray, int]:
-    """(uint8 image [H, W, C], label) of one serialized example."""
-    from google.protobuf.message import DecodeError
-    from PIL import Image
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    try:
-        features = tf_example_pb2.Example.FromString(record).features.feature
-        label = features[found.label].int64_list.value[0]
-        with Image.open(io.BytesIO(features[found.image].bytes_list.value[0])) as picture:
-            image = np.asarray(picture.convert("L" if found.shape[-1] == 1 else "RGB"), np.uint8)
-    except (DecodeError, IndexError, OSError, SyntaxError) as error:
+def _parse(name: str) -> tuple[str, str | None]:
+    match = re.fullmatch(r"(\w+(?:/[\w.-]*\w)?)(?::(\d+\.\d+\.\d+))?", name)
+    if not match:
         raise Refused(
-            f"a record of {found.name} in {found.folder} is no image with a label ({type(error).__name__}: {error}); "
-            "expected what tfds writes: prepare the set again."
-        ) from error
-    if image.size != np.prod(found.shape):
-        raise Refused(
-            f"an image of {found.name} has shape {image.shape}; expected {found.shape} as features.json says."
+            f"data set {name!r} is no name of a data set; expected digits, arrays, folder, files or a tfds name: "
+            "name, name/config or name:1.2.3, as in cifar100."
         )
-    return image.reshape(found.shape), label
+    return match[1], match[2]
+
+
+def _versions(root: Path, version: str | None) -> list[Path]:
+    """The folders of the prepared versions; all, or the one asked for."""
+    folders = [p for p in root.glob("*.*.*") if (p / "dataset_info.json").is_file() and _numbers(p.name)]
+    return [p for p in folders if version in (None, p.name)]
+
+
+def _prepared(data_dir: Path) -> set[str]:
+    return {p.name for p in data_dir.glob("*") if p.is_dir() and not p.name.startswith(".")} - {"downloads"}
+
+
+def _absent(name: str, base: str, data_dir: Path) -> Absent:
+    near = _prepared(data_dir)
+    hint = f"prepared there: {nearest(base, near)}" if near else "nothing is prepared there."
+    return Absent(
+        f"data set {name!r} is not prepared in {data_dir / base} (data_dir, else TFDS_DATA_DIR, else "
+        f"~/tensorflow_datasets); type python -m experiments.prepare {name} --data_dir {data_dir}, or name the right "
+        f"folder; {hint}"
+    )
+
+
+def _tfds_names() -> set[str]:
+    """Every set that tfds can prepare; none where tfds is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+
+        return set(tfds.list_builders(with_community_datasets=False))
+    except ImportError:
+        return set()
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> bool:
@@ -230,12 +209,9 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> bool:
       Refused: TensorFlow is not installed; prepared already in another format.
     """
     folder = default_data_dir(data_dir)
-    try:
+    with contextlib.suppress(Absent):
         describe(name, folder)
         return False
-    except Refused as refusal:
-        if "is not prepared in" not in str(refusal):
-            raise
     if importlib.util.find_spec("tensorflow") is None:
         raise Refused(
             f"preparing {name} needs TensorFlow, which is not installed (training does not need it); type "
@@ -248,23 +224,26 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> bool:
     return True
 
 
-def _features(name: str, info: dict[str, Any], features: dict[str, Any]) -> tuple[str, str, tuple[int, int, int], int]:
+def _features(
+    name: str, info: dict[str, Any], features: dict[str, Any], any_size: bool
+) -> tuple[str, str, tuple[int, int, int], int]:
     table = features.get("featuresDict", {}).get("features", {})
     pair = [item.get("featureKey") for item in info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])]
-    images = [key for key in table if "image" in table[key]]
+    pictures = [key for key in table if "image" in table[key]]
     labels = [key for key in table if "classLabel" in table[key]]
-    image, label = pair if len(pair) == 2 else ((images or [""])[0], "label" if "label" in labels else "")
-    if image not in images or label not in labels:
+    image, label = pair if len(pair) == 2 else ((pictures or [""])[0], "label" if "label" in labels else "")
+    if image not in pictures or label not in labels:
         raise Refused(
-            f"{name} has the features {', '.join(sorted(table))}, of which {images or 'none'} are images and "
+            f"{name} has the features {', '.join(sorted(table))}, of which {pictures or 'none'} are images and "
             f"{labels or 'none'} class labels; expected a classification set with an image and a label."
         )
     dimensions = [int(size) for size in table[image]["image"].get("shape", {}).get("dimensions", [])]
-    if len(dimensions) != 3 or min(dimensions) < 1 or table[image]["image"].get("dtype") != "uint8":
+    fixed = len(dimensions) == 3 and (min(dimensions) >= 1 or (any_size and dimensions[2] >= 1))
+    if not fixed or table[image]["image"].get("dtype") != "uint8":
         raise Refused(
             f"{name} images have shape {dimensions} (-1: any size) and type {table[image]['image'].get('dtype')}; "
-            "expected uint8 of one fixed [height, width, channels]: prepare a resized configuration, or pass arrays of "
-            "your own."
+            "expected uint8 of one fixed [height, width, channels]: set image_size=64, prepare a resized set, "
+            "or pass arrays of your own."
         )
     if dimensions[-1] not in (1, 3):
         raise Refused(f"{name} images have {dimensions[-1]} channels; expected 1 or 3: pass arrays of your own.")

@@ -1,46 +1,26 @@
-"""From a source to a `Dataset`: hold out, normalize, fingerprint; and what makes two data sets fit together."""
+"""From a source to a `Dataset`: hold out, weigh, normalize, fingerprint; and what makes two data sets fit together."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from kdjax.data import checks
+from kdjax.data.contents import check_overlap, contents, digest, keys, split_digest
+from kdjax.data.hold_out import hold_out
+from kdjax.data.labels import check_names, check_num_classes
+from kdjax.data.lazy import in_memory, is_lazy, take
+from kdjax.data.normalization import Normalization, normalization
 from kdjax.data.order import permutation
-from kdjax.errors import Refused, one_of, within
-from kdjax.prepare import Normalize, Unchanged
+from kdjax.data.source import KINDS, Source, kind_of
+from kdjax.errors import Refused, one_of
 from kdjax.types import Dataset, Split
 
-Normalization = str | tuple[Sequence[float], Sequence[float]] | None
-
-# One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C); CIFAR-100's own constants are mean (0.507, 0.487,
-# 0.441) and deviation (0.267, 0.256, 0.276).
-KDC = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-NORMALISATIONS = ("kdc", "own", "none")
-
-
-class Source(NamedTuple):
-    """Arrays as they come, before anything is held out.
-
-    Attributes:
-      train, test: checked splits; `calibration` is given only when the user has a split of their own.
-      digests: `digest` of a split's one input array, where a verified cache knows it: no byte is hashed twice.
-      normalization: what applies when the caller asks for nothing.
-    """
-
-    name: str
-    num_classes: int
-    train: Split
-    test: Split
-    calibration: Split | None = None
-    label_names: tuple[str, ...] = ()
-    normalization: str = "own"
-    digests: dict[str, str] = {}  # noqa: RUF012 (never written to)
+ClassWeight = str | Sequence[float] | None
 
 
 def assemble(
@@ -48,52 +28,65 @@ def assemble(
     *,
     split_seed: int = 0,
     calibration_fraction: float = 0.1,
+    calibration_split: str | None = None,
     train_examples: int | None = None,
     test_examples: int | None = None,
-    normalization: Normalization = None,
+    normalize: Normalization = None,
+    class_weight: ClassWeight = None,
+    allow_overlap: bool = False,
 ) -> Dataset:
     """Checks the source, holds the calibration split out of train, and takes fingerprints.
 
-    The hold-out is round(calibration_fraction * N) examples of a permutation by `split_seed`, not stratified (as in
-    KD(C)). It does not depend on `train_examples`, which afterwards keeps a prefix of what is left in an order by
-    `split_seed`: smaller subsets are contained in larger ones and all share one calibration split, one set of
-    normalization constants, and so their teachers. Within a split examples are in source order.
+    The hold-out (`hold_out.hold_out`) does not depend on `train_examples`, which afterwards keeps a prefix of what is
+    left in an order by `split_seed`: smaller subsets are contained in larger ones and all share one calibration split,
+    one set of normalization constants, and so their teachers. Within a split examples are in source order. Arrays are
+    copied into memory; what happens to a mapped file afterwards changes nothing.
+
+    Args:
+      calibration_split: "stratified" or "random"; the source's own default when not given.
+      class_weight: multiplies the weights of the training examples: "balanced" (N / (K n_c), n_c the weight of class c
+        in train and K the classes there; mean 1) or one number per class. Evaluation is not reweighted.
+      allow_overlap: accept splits that share examples, see `contents.check_overlap`.
 
     Raises:
       Refused: the sentences of `checks`; a fraction outside (0, 1) or one that leaves a split empty; more examples
-        asked for than there are.
+        asked for than there are; splits that share examples.
     """
-    named = {"train": source.train, "calibration": source.calibration, "test": source.test}
-    given = {what: split for what, split in named.items() if split is not None}
-    check_num_classes(source.num_classes, source.label_names)
-    for what, split in given.items():
+    check_num_classes(source.num_classes, check_names(source.label_names))
+    for what, split in source.splits.items():
         checks.check_same_form(source.train, split, what)
         checks.check_split(f"{source.name} {what}", split, source.num_classes)
-    digests = {what: split_digest(split, source.digests.get(what)) for what, split in given.items()}
+    hashes = {
+        what: source.contents[what] if what in source.contents else contents(split.inputs)
+        for what, split in source.splits.items()
+    }
+    digests = {what: split_digest(split, hashes[what], source.about) for what, split in source.splits.items()}
 
     if source.calibration is None:
-        chosen, rest = hold_out(len(source.train.label), split_seed, calibration_fraction)
-        calibration = take(source.train, chosen)
+        how = calibration_split or source.calibration_split
+        chosen, rest = hold_out(source.train.label, split_seed, calibration_fraction, how)
+        calibration, hashes["calibration"] = take(source.train, chosen), hashes["train"][chosen]
     else:
         rest = permutation(len(source.train.label), "train", split_seed)
-        calibration = source.calibration
-        if set(_contents(calibration)) <= set(_contents(source.train)):
-            raise Refused(
-                f"every one of the {len(calibration.label)} calibration examples also occurs in train; expected a "
-                "held-out split: remove them from train, or leave calibration out to have it split off."
-            )
-    mean, std, scale = normalize(source.train, rest, normalization or source.normalization)
+        calibration = _unmapped(source.calibration)
+    check_overlap(source.name, {**hashes, "train": hashes["train"][rest]}, allow_overlap)
+    measured = rest if source.measured is None else rest[np.isin(rest, source.measured)]
+    prepare = normalization(source.train, measured, normalize if normalize is not None else source.normalization)
     rest = rest[: _at_most("train_examples", train_examples, len(rest))]
-    train = take(source.train, np.sort(rest))
-    test, size = source.test, _at_most("test_examples", test_examples, len(source.test.label))
-    if size < len(test.label):
-        test = take(test, np.sort(permutation(len(test.label), "test", 0)[:size]))
+    train = _weigh(take(source.train, np.sort(rest)), class_weight, source.num_classes)
+    size = _at_most("test_examples", test_examples, len(source.test.label))
+    if size < len(source.test.label):
+        test = take(source.test, np.sort(permutation(len(source.test.label), "test", 0)[:size]))
+    else:
+        test = _unmapped(source.test)
+    _warn_of_missing_classes(source, train, calibration, test)
 
     described = {
         "sources": digests,
         "splits": [digest(split.index) for split in (train, calibration, test)],
         "num_classes": source.num_classes,
-        "normalization": [list(mean), list(std), scale],
+        "prepare": prepare.describe(),
+        "class_weight": class_weight if isinstance(class_weight, str | None) else [float(w) for w in class_weight],
     }
     return Dataset(
         name=source.name,
@@ -101,68 +94,25 @@ def assemble(
         train=train,
         calibration=calibration,
         test=test,
-        prepare=_prepare(source.train, mean, std, scale),
-        kind=kind(source.train),
+        prepare=prepare,
+        kind=one_of("kind", source.kind or kind_of(source.train.inputs), KINDS),
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        calibration_id=split_digest(calibration),
+        calibration_id=split_digest(calibration, hashes["calibration"], source.about),
         label_names=source.label_names,
     )
-
-
-def kind(split: Split) -> str:
-    """What the inputs are: "image" [N, H, W, C], "text" (integers, or several arrays), or "features" (other floats)."""
-    leaves = jax.tree.leaves(split.inputs)
-    if len(leaves) > 1 or (np.issubdtype(leaves[0].dtype, np.integer) and leaves[0].ndim != 4):
-        return "text"
-    return "image" if leaves[0].ndim == 4 else "features"
-
-
-def _prepare(train: Split, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Normalize | Unchanged:
-    return Unchanged() if kind(train) == "text" else Normalize(mean, std, scale)
-
-
-def is_lazy(split: Split) -> bool:
-    """Whether the inputs are read when they are needed (`gather`), instead of being arrays in memory."""
-    return hasattr(split.inputs, "gather")
-
-
-def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(logits [M, K], labels [M]) of a split without the regions that do not exist."""
-    label = np.asarray(split.label, np.int32)
-    if label.ndim == 1:
-        return logits, label
-    exists = label >= 0
-    return logits[exists], label[exists]
-
-
-def hold_out(n: int, seed: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """(positions held out, ascending; the other positions, shuffled). A function of (n, seed, fraction).
-
-    Raises:
-      Refused: fraction outside (0, 1), or a side that would be empty.
-    """
-    within("calibration_fraction", fraction, 0.0, 1.0, open_low=True, open_high=True)
-    size = round(n * fraction)
-    if not 0 < size < n:
-        raise Refused(
-            f"calibration_fraction {fraction} of {n} training examples holds out {size}, which leaves a split empty; "
-            f"expected a fraction of at least {1 / n:.2g} that leaves one example to train on."
-        )
-    order = permutation(n, "calibration", seed)
-    return np.sort(order[:size]), order[size:]
 
 
 def overlap(teacher: Dataset, student: Dataset) -> int:
     """How many of the student's calibration examples the teacher was trained on.
 
-    Examples are compared by content (inputs and label), so that it also holds for sets that were split by hand. A
-    teacher that held out the very same calibration split has seen none of it; what still coincides then are the
-    source's own duplicates (CIFAR-100 has 14 groups of them within train).
+    Inputs are compared bit for bit, so that it also holds for sets that were split by hand. A teacher that held out the
+    very same calibration split has seen none of it; what still coincides then are the source's own duplicates
+    (CIFAR-100 has 14 groups of them within train).
     """
     if teacher.calibration_id == student.calibration_id:
         return 0
-    seen = set(_contents(teacher.train))
-    return sum(content in seen for content in _contents(student.calibration))
+    seen = keys(contents(teacher.train.inputs))
+    return int(np.isin(keys(contents(student.calibration.inputs)), seen).sum())
 
 
 def verify_splits(teacher: Dataset, student: Dataset) -> None:
@@ -184,7 +134,7 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
         raise Refused(
             f"the teacher was trained on {leaked} of the student's {len(student.calibration.label)} calibration "
             f"examples (calibration splits {teacher.calibration_id[:12]} and {student.calibration_id[:12]}); expected "
-            "none: give both stages the same split_seed and calibration_fraction."
+            "none: give both stages the same split_seed, calibration_fraction and calibration_split."
         )
     if teacher.calibration_id != student.calibration_id:
         raise Refused(
@@ -194,105 +144,68 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
         )
     if teacher.prepare != student.prepare:
         raise Refused(
-            f"the teacher learned on inputs prepared by {teacher.prepare.describe()}, the student's are prepared by "
-            f"{student.prepare.describe()}; expected the same: give both stages the same normalization."
+            f"the teacher learned on inputs normalized by {teacher.prepare}, the student's are by {student.prepare}; "
+            "expected the same: give both stages the same normalization."
         )
 
 
-def check_num_classes(num_classes: Any, label_names: Sequence[str] = ()) -> None:
-    """Refuses K that is not an integer of at least 2, or not the number of names."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
-        raise Refused(f"num_classes is {num_classes!r}; expected an integer of at least 2.")
-    if label_names and len(label_names) != num_classes:
-        raise Refused(f"there are {len(label_names)} label names for {num_classes} classes; expected one for each.")
-
-
-def take(split: Split, positions: np.ndarray) -> Split:
-    """The examples at these positions, in memory."""
-    inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[positions], split.inputs)
-    return Split(inputs, split.label[positions], split.index[positions])
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over type, shape and bytes of arrays."""
-    h = hashlib.sha256()
-    for array in arrays:
-        array = np.ascontiguousarray(array)
-        h.update(f"{array.dtype.str}{array.shape};".encode())
-        h.update(array.reshape(-1).view(np.uint8).data)
-    return h.hexdigest()
-
-
-def split_digest(split: Split, inputs: str | None = None) -> str:
-    """SHA-256 over the inputs (each with its place in the pytree), labels and indices of a split.
+def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """(logits [M, K], labels [M]) of what exists in a split: its examples, or the regions whose label is not -1.
 
     Args:
-      inputs: the `digest` of the single input array, when it is known already.
+      logits: [N, K], or [N, R, K] for labels [N, R].
     """
-    h = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(split.inputs):
-        h.update(f"{jax.tree_util.keystr(path)}:{inputs or digest(leaf)};".encode())
-    h.update(digest(split.label, split.index).encode())
-    return h.hexdigest()
+    exists = split.label >= 0
+    return logits[exists], split.label[exists]
 
 
-def normalize(
-    train: Split, positions: np.ndarray, how: Normalization
-) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """(mean, std, scale): inputs become (inputs / scale - mean) / std, per channel (last axis).
+def _unmapped(split: Split) -> Split:
+    """The split with mapped arrays copied, so that later changes of their files are not seen."""
+    return split if is_lazy(split) else in_memory(split)
 
-    Args:
-      train: the source's training split.
-      positions: what is left of it after the hold-out; "own" constants are computed from these, before
-        `train_examples`, so that subsets share them. They are rounded to six digits: sums of floats differ in the last
-        bits between processors, and these constants are part of the fingerprint.
-      how: "own"; "kdc", the CIFAR constants of the KD(C) code; "none"; or a pair (mean, std), units of inputs / scale.
 
-    Raises:
-      Refused: an unknown name; constants that do not fit the channels; a std that is not positive.
-    """
-    leaves = jax.tree.leaves(train.inputs)
-    array = leaves[0]
-    scale = 255.0 if array.dtype == np.uint8 and array.ndim == 4 else 1.0
-    if isinstance(how, str):
-        one_of("normalization", how, NORMALISATIONS)
-        if how == "none" or len(leaves) > 1 or not (scale == 255.0 or array.dtype == np.float32):
-            return (0.0,), (1.0,), scale  # token ids have no mean
-        pair: Sequence[Any] = KDC if how == "kdc" else channel_statistics(array, np.sort(positions), scale)
+def _weigh(train: Split, class_weight: ClassWeight, num_classes: int) -> Split:
+    if class_weight is None:
+        return train
+    exists = train.label >= 0
+    weight = np.ones(train.label.shape, np.float32) if train.weight is None else train.weight
+    if isinstance(class_weight, str):
+        one_of("class_weight", class_weight, ("balanced",))
+        total = np.bincount(train.label[exists], weight[exists], num_classes)
+        per_class = np.where(total > 0, total.sum() / (np.count_nonzero(total) * np.where(total > 0, total, 1)), 0.0)
     else:
-        pair = tuple(how) if how is not None else ()
-    if len(pair) != 2 or any(isinstance(side, str) or not np.iterable(side) for side in pair):
-        raise Refused(f"normalization is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
-    mean, std = (tuple(float(value) for value in side) for side in pair)
-    channels = array.shape[-1]
-    if {len(mean), len(std)} - {1, channels} or not np.isfinite(mean + std).all() or min(std) <= 0:
-        raise Refused(
-            f"normalization {how!r} is mean {mean} and std {std} for inputs of {channels} channels; expected one "
-            "finite mean and one positive std per channel (or one for all)."
-        )
-    return mean, std, scale
+        per_class = np.asarray(class_weight)
+        if per_class.shape != (num_classes,) or per_class.dtype.kind not in "iuf":
+            raise Refused(
+                f"class_weight is {class_weight!r}; expected 'balanced' or {num_classes} numbers, one for each class."
+            )
+        if not (np.isfinite(per_class).all() and (per_class >= 0).all() and per_class.any()):
+            raise Refused(f"class_weight is {class_weight!r}; expected finite numbers of at least 0, not all 0.")
+    factor = np.where(exists, per_class[np.where(exists, train.label, 0)], 0.0)
+    return train._replace(weight=(weight * factor).astype(np.float32))
 
 
-def channel_statistics(array: np.ndarray, positions: np.ndarray, scale: float) -> tuple[list[float], list[float]]:
-    """Mean and population deviation of each channel of array[positions] / scale; a constant channel has std 1."""
+def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, test: Split) -> None:
+    occurring = {what: _classes(split) for what, split in source.splits.items()}
+    anywhere = set().union(*occurring.values())
+    notes = []
+    for what, split in (("train", train), ("calibration", calibration)):
+        missing = sorted(anywhere - _classes(split))
+        if missing:
+            names = [source.label_names[c] if source.label_names else str(c) for c in missing]
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            notes.append(f"{len(missing)} of {source.num_classes} classes have no {what} example ({listed})")
+    if source.calibration is None:
+        label = source.train.label
+        counts = np.bincount(label[label >= 0], minlength=source.num_classes)
+        if single := int((counts == 1).sum()):
+            notes.append(f"{single} classes have one training example in all, which cannot be on both sides")
+    if notes:
+        warnings.warn(f"{source.name}: {'; '.join(notes)}.", stacklevel=4)
 
-    channels = array.shape[-1]
-    blocks = [positions[start : start + checks.CHUNK] for start in range(0, len(positions), checks.CHUNK)]
-    if array.dtype == np.uint8:  # exact, and ten times as fast as sums of floats
-        counts = np.zeros((channels, 256), np.int64)
-        for block in blocks:
-            for c, values in enumerate(array[block].reshape(-1, channels).T):
-                counts[c] += np.bincount(values, minlength=256)
-        values = np.arange(256) / scale
-        mean = counts @ values / counts.sum(1)
-        variance = ((values - mean[:, None]) ** 2 * counts).sum(1) / counts.sum(1)
-    else:
-        n = len(positions) * int(np.prod(array.shape[1:-1]))
-        rows = lambda block: array[block].reshape(-1, channels).astype(np.float64) / scale  # noqa: E731
-        mean = sum((rows(block).sum(0) for block in blocks), np.zeros(channels)) / n
-        variance = sum((((rows(block) - mean) ** 2).sum(0) for block in blocks), np.zeros(channels)) / n
-    std = np.where(variance > 0, np.sqrt(variance), 1.0)
-    return [float(f"{v:.6g}") for v in mean], [float(f"{v:.6g}") for v in std]
+
+def _classes(split: Split) -> set[int]:
+    return set(np.unique(split.label[split.label >= 0]).tolist())
 
 
 def _at_most(what: str, asked: int | None, available: int) -> int:
@@ -304,12 +217,3 @@ def _at_most(what: str, asked: int | None, available: int) -> int:
             "split, or nothing for all of them."
         )
     return int(asked)
-
-
-def _contents(split: Split):
-    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(split.inputs)]
-    for i, label in enumerate(split.label):
-        h = hashlib.blake2b(int(label).to_bytes(4, "little"), digest_size=16)
-        for leaf in leaves:
-            h.update(leaf[i].tobytes())
-        yield h.digest()

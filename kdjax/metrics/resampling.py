@@ -57,8 +57,8 @@ class Resampled(NamedTuple):
     """Metrics of one model on one split, and of its bootstrap samples.
 
     Attributes:
-      values: `top1`, `confidence`, `nll`, `brier`, `ece`, `ece_over`, `ece_under`, `smece`, `sce`, `aurc`, each as the
-        function of its name in `kdjax.metrics` gives it.
+      values: `top1`, `confidence`, `nll`, `brier`, `ece`, `ece_over`, `ece_under`, `smece`, `sce`, `aurc`, each as
+        `kdjax.metrics.evaluate` gives it, and `gap` = confidence - top1, which has a sign.
       draws: by the same names, [resamples].
       floor: ECE that a perfectly calibrated model with these confidences shows on average on this many examples.
       bins: top-label `Bins`, [M].
@@ -125,6 +125,7 @@ def resampled(
         means = weights @ sums.means / drawn[:, None]
     each_draw = dict(zip(("top1", "confidence", "nll", "brier"), means.T, strict=True))
     top = Bins(*(np.asarray(part) for part in _top_bins(sums, bag, weights, bins)))
+    each_draw["gap"] = each_draw["confidence"] - each_draw["top1"]
     each_draw |= {"ece": top.ece, "ece_over": top.over, "ece_under": top.under}
     each_draw["smece"] = _smooth(sums, bag, weights, drawn)
     errors, each_draw["sce"] = _classwise(sums.residual, weights, drawn, num_classes, bins)
@@ -148,10 +149,13 @@ def intervals(result: Resampled, level: float = 0.95) -> dict[str, Interval]:
     """Each metric with its interval: the quantiles of the draws about their own mean, moved to the value.
 
     A resample repeats examples and so shows a larger calibration error than the sample; moved to the value, the draws
-    say how far it may be off and do not add that bias a second time. None goes below 0.
+    say how far it may be off and do not add that bias a second time. None but that of `gap` goes below 0.
     """
     _level(level)
-    return {name: _interval(value, result.draws[name], level, least=0.0) for name, value in result.values.items()}
+    return {
+        name: _interval(value, result.draws[name], level, least=-np.inf if name == "gap" else 0.0)
+        for name, value in result.values.items()
+    }
 
 
 def differences(first: Resampled, second: Resampled, level: float = 0.95) -> dict[str, Interval]:

@@ -1,4 +1,4 @@
-"""Reliability diagrams (floor 5). Matplotlib is imported when one is drawn, without pyplot and its global state."""
+"""Reliability diagrams. Matplotlib is imported when one is drawn, without pyplot and its global state."""
 
 from __future__ import annotations
 

@@ -1,16 +1,20 @@
-"""One HTML file that holds tables, pictures and text, and asks nothing of the network (floor 5)."""
+"""One HTML file that holds tables, pictures and text, and asks nothing of the network."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdjax.errors import Refused, literal
 from kdjax.files import write_text
-from kdjax.report.tables import Table
+from kdjax.report.tables import Grid, Table
+
+# Tables of few columns and pictures of one panel (in pixels) fit a telephone; others scroll in their box.
+NARROW, FITS = 5, 700
 
 
 def page(
@@ -18,9 +22,10 @@ def page(
     *,
     title: str,
     summary: str | Sequence[str],
-    tables: Sequence[tuple[str, Table]] = (),
+    tables: Sequence[tuple[str, Table | Grid]] = (),
     figures: Sequence[tuple[str, Path]] = (),
     notes: Sequence[str] = (),
+    figures_first: bool = False,
 ) -> None:
     """One HTML file that needs nothing else: inline CSS, pictures as data, no script, no network, light and dark.
 
@@ -28,6 +33,7 @@ def page(
       summary: one or more paragraphs; the first is set larger.
       tables: (caption, table).
       figures: (caption, PNG). The alternative text is the PNG's Description, or the caption if it has none.
+      figures_first: pictures before the tables.
       notes: small print. All texts are plain text and are escaped.
 
     Raises:
@@ -37,8 +43,9 @@ def page(
     text = _escaped
     body = [f"<h1>{text(title)}</h1>"]
     body += [f"<p{' class=lead' * (i == 0)}>{text(part)}</p>" for i, part in enumerate(paragraphs)]
-    body += [_table_html(caption, one) for caption, one in tables]
-    body += [_figure_html(caption, Path(one)) for caption, one in figures]
+    shown = [[_table_html(caption, one) for caption, one in tables]]
+    shown.insert(0 if figures_first else 1, [_figure_html(caption, Path(one)) for caption, one in figures])
+    body += [*shown[0], *shown[1]]
     if notes:
         items = "".join(f"<li>{text(note)}</li>" for note in notes)
         body.append(f'<section class="notes"><h2>Notes</h2><ul>{items}</ul></section>')
@@ -49,21 +56,23 @@ def _escaped(text: str) -> str:
     return html.escape(literal(text))
 
 
-def _table_html(caption: str, one: Table) -> str:
+def _table_html(caption: str, one: Table | Grid) -> str:
     text = _escaped
+    kind = " narrow" * (len(one.heads()) <= NARROW)
     head = "".join(f'<th scope="col">{text(cell) or "model"}</th>' for cell in one.heads())
     rows = "".join(
         f'<tr><th scope="row">{text(name)}</th>{"".join(map(_cell_html, cells))}</tr>\n' for name, *cells in one.cells()
     )
     return (
-        f'<section><h2>{text(caption)}</h2><div class="scroll" tabindex="0" role="region" '
+        f'<section><h2>{text(caption)}</h2><div class="scroll{kind}" tabindex="0" role="region" '
         f'aria-label="{text(caption)}"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div></section>'
     )
 
 
 def _cell_html(cell: str) -> str:
-    mean, sign, sd = cell.partition(" ± ")
-    return f"<td>{mean}{f'<small>{sign}{sd}</small>' * bool(sign)}</td>"
+    """The spread or the interval behind a number is set smaller."""
+    number, sign, rest = re.match(r"(.*?)( ± | \[|$)(.*)", cell, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"<td>{_escaped(number)}{f'<small>{sign}{_escaped(rest)}</small>' * bool(sign)}</td>"
 
 
 def _figure_html(caption: str, path: Path) -> str:
@@ -77,8 +86,8 @@ def _figure_html(caption: str, path: Path) -> str:
         raise Refused(f"figure {path} is missing or is not a PNG; expected what reliability_diagram wrote.") from error
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return (
-        f'<figure><h2>{_escaped(caption)}</h2><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{_escaped(caption)}"><img src="{source}" width="{width}" height="{height}" '
+        f'<figure><h2>{_escaped(caption)}</h2><div class="scroll{" fits" * (width <= FITS)}" tabindex="0" '
+        f'role="region" aria-label="{_escaped(caption)}"><img src="{source}" width="{width}" height="{height}" '
         f'alt="{_escaped(words)}"></div></figure>'
     )
 
@@ -118,6 +127,7 @@ p { max-width: 46rem; margin: .5rem 0; color: var(--soft); }
 figure { margin: 0; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.narrow { max-width: 46rem; }
 figure .scroll { background: #fff; padding: .6rem; }
 img { display: block; margin: 0 auto; max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
@@ -131,7 +141,12 @@ tbody tr:hover > * { background: color-mix(in srgb, var(--accent) 9%, var(--card
 .notes ul { padding-left: 1.1rem; margin: 0; color: var(--soft); font-size: .9rem; max-width: 60rem; }
 @media (max-width: 40rem) {
   img { max-width: 60rem; }
+  .fits img { max-width: 100%; }
   tbody th { white-space: normal; min-width: 9rem; }
+  .narrow :is(th, td) { padding: .45rem .35rem; min-width: 0; }
+  .narrow th:first-child { min-width: 4.2rem; overflow-wrap: anywhere; }
+  .narrow thead th { white-space: normal; font-size: .8rem; }
+  .narrow td small { display: block; }
 }
 @media print { body { background: #fff; } .scroll { overflow: visible; border: 0; } h2 { break-after: avoid; } }
 """

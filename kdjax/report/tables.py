@@ -1,4 +1,4 @@
-"""Means and standard deviations over seeds, for Markdown, CSV, a terminal or a page (floor 5)."""
+"""Means and standard deviations over seeds, for Markdown, CSV, a terminal or a page."""
 
 from __future__ import annotations
 
@@ -112,6 +112,19 @@ class Table(NamedTuple):
         for cells in self.cells():
             made.add_row(*map(Text, cells))
         return made
+
+
+class Grid(NamedTuple):
+    """Cells that are text already, for `page`; the first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def heads(self) -> list[str]:
+        return list(self.head)
+
+    def cells(self) -> list[list[str]]:
+        return [list(row) for row in self.rows]
 
 
 def _cell(name: str, spread: Spread) -> str:

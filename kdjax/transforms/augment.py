@@ -1,4 +1,4 @@
-"""RandAugment on the device (floor 1)."""
+"""RandAugment on the device."""
 
 from __future__ import annotations
 

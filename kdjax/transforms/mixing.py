@@ -1,4 +1,4 @@
-"""Mixup (floor 1)."""
+"""Mixup."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def mix(batch: Batch, lam: Float[Array, ""], perm: Int[Array, "B"], num_classes:
     x = array(batch, "mixup")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     t = batch.target
+    if batch.label is not None and batch.label.ndim != 1:
+        raise Refused(
+            f"mixup got labels of shape {batch.label.shape}, of regions; expected one label for each example: remove "
+            "mixup."
+        )
     if t is None:
         if batch.label is None:
             raise Refused("mixup needs batch.label or batch.target, and this batch has neither.")
@@ -32,14 +37,14 @@ def mix(batch: Batch, lam: Float[Array, ""], perm: Int[Array, "B"], num_classes:
         t = jax.nn.one_hot(batch.label, num_classes, dtype=x.dtype)
     w = jnp.ones(x.shape[0]) if batch.weight is None else batch.weight
     both = (w > 0) & (w[perm] > 0)
-    own = jnp.where(both, lam, 1.0)
-    mine, other = own * w, (1 - own) * w[perm]
-    total = mine + other
+    part = jnp.where(both, lam, 1.0)
+    weight, partner_weight = part * w, (1 - part) * w[perm]
+    total = weight + partner_weight
     # `where`, since an absent example may hold NaN and 0 * NaN is NaN.
-    keep = (own == 1).reshape(-1, *[1] * (x.ndim - 1))
-    part = own.reshape(keep.shape)
+    keep = (part == 1).reshape(-1, *[1] * (x.ndim - 1))
+    part = part.reshape(keep.shape)
     x = jnp.where(keep, x, part * x + (1 - part) * x[perm])
-    share = (mine / jnp.where(total > 0, total, 1.0))[:, None]
+    share = (weight / jnp.where(total > 0, total, 1.0))[:, None]
     t = jnp.where(keep.reshape(-1, 1), t, share * t + (1 - share) * t[perm])
     return batch._replace(inputs=x, target=t, label=None, weight=None if batch.weight is None else total)
 

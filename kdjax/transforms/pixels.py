@@ -1,4 +1,4 @@
-"""Transforms of single images, and the checks that all transforms share (floor 1)."""
+"""Transforms of single images, and the checks that all transforms share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from kdjax.errors import Refused, one_of, positive, within
+from kdjax.errors import Refused, one_of, within
+from kdjax.prepare import Normalize
 from kdjax.types import Batch, Key, Transform
 
 
@@ -85,23 +86,17 @@ def gaussian_noise(sd: float) -> Transform:
 
 
 def normalize(mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -> Transform:
-    """(inputs / scale - mean) / std over the last axis, in float32; takes a `Dataset`'s own `mean`, `std` and
-    `scale`.
+    """(inputs / scale - mean) / std over the last axis, in float32, as `kdjax.prepare.Normalize`.
+
+    A data set normalizes its inputs itself, after all transforms; this one is for loops of your own.
 
     Raises:
       Refused: if std or scale is not positive, or, while tracing, if the number of channels differs.
     """
-    positive("scale", scale)
-    for value in std:
-        positive("std", value)
+    prepare = Normalize(tuple(mean), tuple(std), scale)
 
     def apply(key: Key, batch: Batch) -> Batch:
-        x = array(batch, "normalize")
-        if len(mean) != x.shape[-1] or len(std) != x.shape[-1]:
-            found = f"{len(mean)} means and {len(std)} standard deviations for {x.shape[-1]} channels"
-            raise Refused(f"normalize has {found}; expected one of each per channel.")
-        x = (x.astype(jnp.float32) / scale - jnp.asarray(mean)) / jnp.asarray(std)
-        return batch._replace(inputs=x)
+        return batch._replace(inputs=prepare(array(batch, "normalize")))
 
     return apply
 
@@ -114,8 +109,8 @@ def array(batch: Batch, name: str) -> Shaped[Array, "B ..."]:
     """
     x = batch.inputs
     if not hasattr(x, "dtype") or not (x.dtype == jnp.uint8 or jnp.issubdtype(x.dtype, jnp.floating)):
-        found = f"{x.dtype} inputs" if hasattr(x, "dtype") else f"inputs that are a {type(x).__name__}"
-        raise Refused(f"transform {name!r} got {found}; expected one array of uint8 or floats.")
+        inputs = f"{x.dtype} inputs" if hasattr(x, "dtype") else f"inputs that are a {type(x).__name__}"
+        raise Refused(f"transform {name!r} got {inputs}; expected one array of uint8 or floats.")
     return x
 
 
@@ -145,7 +140,7 @@ def gather_pixels(
     return jnp.where(inside[..., None], y.reshape(x.shape), jnp.zeros((), x.dtype))
 
 
-def check_integer(what: str, found: Any, low: int) -> None:
+def check_integer(what: str, value: Any, low: int) -> None:
     """Refuses what is not a Python integer of at least `low`."""
-    if isinstance(found, bool) or not isinstance(found, int) or found < low:
-        raise Refused(f"{what} is {found!r}; expected an integer of at least {low}.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise Refused(f"{what} is {value!r}; expected an integer of at least {low}.")

@@ -60,9 +60,9 @@ def test_prepares_once_and_verifies(tensorflow, tmp_path, capsys):
 def test_absent_tensorflow_is_said_in_one_sentence(tensorflow, tmp_path, capsys):
     tensorflow(False)
     assert main(["tiny", "--data_dir", str(tmp_path)]) == 2
-    found = capsys.readouterr()
-    assert found.out == "" and found.err.count("\n") == 1
-    assert "needs TensorFlow" in found.err and "pip install 'kdjax[prepare]'" in found.err
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "needs TensorFlow" in captured.err and "pip install 'kdjax[prepare]'" in captured.err
     assert FakeBuilder.calls == [] and list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdjax.data import load, prepared
+from kdjax.data import load, prepared, records
+from kdjax.data.images import Decode
 from kdjax.errors import Refused
 from tests.data import tiny
 
@@ -26,21 +27,21 @@ def folders(tmp_path):
 def test_shards_are_read_in_order(folders):
     tiny.write(folders["data_dir"], splits=SPLITS)
     data = load("tiny", **folders)
-    assert (data.name, data.num_classes, data.label_names, data.scale) == ("tiny", 3, tiny.LABELS, 255.0)
+    assert (data.name, data.num_classes, data.label_names, data.prepare.scale) == ("tiny", 3, tiny.LABELS, 255.0)
     images, labels = (np.concatenate([a, b]) for a, b in zip(TRAIN, MORE, strict=True))
     for split in (data.train, data.calibration):
         np.testing.assert_array_equal(split.inputs, images[split.index])
         np.testing.assert_array_equal(split.label, labels[split.index])
     np.testing.assert_array_equal(data.test.inputs, TEST[0])
-    assert data.test.inputs.dtype == np.uint8 and isinstance(data.test.inputs, np.memmap)
-    np.testing.assert_allclose(data.mean, images[data.train.index].mean((0, 1, 2)) / 255, rtol=1e-5)
+    assert data.test.inputs.dtype == np.uint8 and not isinstance(data.test.inputs, np.memmap)
+    np.testing.assert_allclose(data.prepare.mean, images[data.train.index].mean((0, 1, 2)) / 255, rtol=1e-5)
 
 
 def test_the_cache_gives_the_same_data_set_and_notices_new_files(folders, monkeypatch):
     folder = tiny.write(folders["data_dir"], splits=SPLITS)
     first = load("tiny", **folders)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "parse", lambda *_: pytest.fail("decoded twice"))
+        patch.setattr(records, "split_record", lambda *_: pytest.fail("decoded twice"))
         assert load("tiny", **folders).fingerprint == first.fingerprint
     # Preparing anew: array_record pads files, so the size alone would not tell.
     shard = folder / "tiny-test.array_record-00000-of-00001"
@@ -87,7 +88,7 @@ CLASSES = {"label": {"classLabel": {"numClasses": "3"}}}
         ({"declared": {"test": [14]}}, "holds 15 records where dataset_info.json says 14"),
         ({"shape": (8, 9, 3)}, r"has shape \(8, 8, 3\); expected \(8, 9, 3\)"),
         ({"splits": {"train": [TRAIN]}}, "has the splits train; expected train, and test or validation"),
-        ({"features": FEATURES | CLASSES}, r"shape \[-1, -1, 3\] .* prepare a resized configuration"),
+        ({"features": FEATURES | CLASSES}, r"shape \[-1, -1, 3\] .* set image_size=64, prepare a resized set"),
         ({"features": CLASSES}, "of which none are images"),
         ({"features": FEATURES | {"label": {"text": {}}}}, "and none class labels"),
         ({"splits": {"train": [TRAIN], "test": [(TEST[0], np.full(15, 3))]}}, r"15 of 15 labels outside \[0, 3\)"),
@@ -178,15 +179,15 @@ def test_the_real_test_split(name, per_class, tmp_path):
     folder = real_data()
     if folder is None or not (folder / name).is_dir():
         pytest.skip(f"{name} is not prepared in TFDS_DATA_DIR or ../shared/data/tfds")
-    found = prepared.describe(name, folder)
-    assert {split: sum(counts) for split, counts in found.lengths.items()} == {
+    described = prepared.describe(name, folder)
+    assert {split: sum(counts) for split, counts in described.lengths.items()} == {
         "train": 50_000,
         "test": 10_000,
-    } and found.shape == (32, 32, 3)
-    images, labels, inputs_digest = prepared.read_split(found, "test", tmp_path)
+    } and described.shape == (32, 32, 3)
+    images, labels, hashes = records.read_split(described, "test", Decode(3), described.shape, tmp_path)
     assert images.shape == (10_000, 32, 32, 3) and images.dtype == np.uint8
-    assert np.bincount(labels).tolist() == [per_class] * found.num_classes
-    assert prepared.read_split(found, "test", tmp_path)[2] == inputs_digest
+    assert np.bincount(labels).tolist() == [per_class] * described.num_classes
+    assert len(np.unique(hashes, axis=0)) == (9_998 if name == "cifar100" else 10_000)
     # tfds's own reader, item by item, is the reference.
     import tensorflow_datasets as tfds
 

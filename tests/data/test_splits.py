@@ -5,6 +5,7 @@ import pytest
 
 from kdjax.data import from_arrays, load, overlap, verify_splits
 from kdjax.errors import Refused
+from kdjax.prepare import Normalize, Unchanged
 
 RNG = np.random.default_rng(1)
 X = RNG.integers(0, 256, (200, 4, 4, 3), np.uint8)
@@ -12,7 +13,7 @@ Y = RNG.integers(0, 5, 200)
 TEST = (RNG.integers(0, 256, (40, 4, 4, 3), np.uint8), RNG.integers(0, 5, 40))
 
 
-def own(x=X, y=Y, test=TEST, num_classes=5, **options):
+def built(x=X, y=Y, test=TEST, num_classes=5, **options):
     return from_arrays((x, y), test, num_classes=num_classes, **options)
 
 
@@ -25,7 +26,7 @@ def test_digits_are_digits():
     assert [len(s.label) for s in (data.train, data.calibration, data.test)] == [900, 100, 797]
     np.testing.assert_array_equal(np.sort(members(data.train, data.calibration, data.test)), np.arange(1797))
     assert data.train.inputs.shape[1:] == (8, 8, 1) and data.train.inputs.dtype == np.float32
-    assert data.train.inputs.min() == 0 and data.train.inputs.max() == 1 and data.scale == 1
+    assert data.train.inputs.min() == 0 and data.train.inputs.max() == 1 and data.prepare.scale == 1
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -63,7 +64,7 @@ def test_digits_test_split_does_not_depend_on_the_split_seed():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.9])
 def test_train_and_calibration_partition_the_source(fraction):
-    data = own(calibration_fraction=fraction, split_seed=7)
+    data = built(calibration_fraction=fraction, split_seed=7)
     assert len(data.calibration.label) == round(200 * fraction)
     np.testing.assert_array_equal(np.sort(members(data.train, data.calibration)), np.arange(200))
     for split in (data.train, data.calibration):
@@ -72,21 +73,21 @@ def test_train_and_calibration_partition_the_source(fraction):
 
 
 def test_subsets_are_nested_and_share_the_calibration_split_and_the_constants():
-    whole, half, tenth = own(), own(train_examples=90), own(train_examples=18)
+    whole, half, tenth = built(), built(train_examples=90), built(train_examples=18)
     assert set(tenth.train.index) < set(half.train.index) < set(whole.train.index)
     assert len(tenth.train.index) == 18
     for subset in (half, tenth):
         assert subset.calibration_id == whole.calibration_id and subset.fingerprint != whole.fingerprint
-        assert (subset.mean, subset.std) == (whole.mean, whole.std)
+        assert subset.prepare == whole.prepare
         verify_splits(whole, subset)
         verify_splits(subset, whole)
-    picked = own(test_examples=10)
+    picked = built(test_examples=10)
     assert len(picked.test.label) == 10 and set(picked.test.index) <= set(range(40))
 
 
 def test_the_split_is_not_sorted_by_position():
     # A hold-out of the first tenth would pass the partition test; this one is spread.
-    index = own().calibration.index
+    index = built().calibration.index
     assert index.min() < 50 and index.max() > 150
 
 
@@ -105,64 +106,73 @@ def relabeled(y):
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: own(x=flipped(X, (own().train.index[-1], 3, 3, 2))),
-        lambda: own(x=flipped(X, (own().calibration.index[0], 0, 0, 0))),
-        lambda: own(test=(flipped(TEST[0]), TEST[1])),
-        lambda: own(y=relabeled(Y)),
-        lambda: own(test=(TEST[0], relabeled(TEST[1]))),
-        lambda: own(num_classes=6),
-        lambda: own(normalization="none"),
-        lambda: own(split_seed=1),
-        lambda: own(calibration_fraction=0.2),
-        lambda: own(train_examples=100),
-        lambda: own(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1])),
+        lambda: built(x=flipped(X, (built().train.index[-1], 3, 3, 2))),
+        lambda: built(x=flipped(X, (built().calibration.index[0], 0, 0, 0))),
+        lambda: built(test=(flipped(TEST[0]), TEST[1])),
+        lambda: built(y=relabeled(Y)),
+        lambda: built(test=(TEST[0], relabeled(TEST[1]))),
+        lambda: built(num_classes=6),
+        lambda: built(normalization="none"),
+        lambda: built(split_seed=1),
+        lambda: built(calibration_fraction=0.2),
+        lambda: built(calibration_split="random"),
+        lambda: built(train_weight=np.ones(200)),
+        lambda: built(class_weight="balanced"),
+        lambda: built(train_examples=100),
+        lambda: built(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1])),
         lambda: from_arrays((X, Y, np.arange(200) + 1), TEST, num_classes=5),
     ],
 )
 def test_fingerprint_notices(other):
-    assert own().fingerprint == own(x=X.copy()).fingerprint
-    assert other().fingerprint != own().fingerprint
+    assert built().fingerprint == built(x=X.copy()).fingerprint
+    assert other().fingerprint != built().fingerprint
 
 
 def test_calibration_id_is_about_the_calibration_examples_alone():
-    base = own()
-    outside = own(x=flipped(X, (base.train.index[0], 0, 0, 0)))
+    base = built()
+    outside = built(x=flipped(X, (base.train.index[0], 0, 0, 0)))
     assert outside.calibration_id == base.calibration_id and outside.fingerprint != base.fingerprint
-    inside = own(x=flipped(X, (base.calibration.index[0], 0, 0, 0)))
+    inside = built(x=flipped(X, (base.calibration.index[0], 0, 0, 0)))
     assert inside.calibration_id != base.calibration_id
 
 
 def test_own_normalization_is_that_of_the_training_part():
-    pixels = own(calibration_fraction=0.5)
+    pixels = built(calibration_fraction=0.5)
     scaled = X[pixels.train.index].astype(np.float64) / 255
-    np.testing.assert_allclose(pixels.mean, scaled.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(pixels.std, scaled.std((0, 1, 2)), rtol=1e-5)
-    assert pixels.scale == 255
+    np.testing.assert_allclose(pixels.prepare.mean, scaled.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(pixels.prepare.std, scaled.std((0, 1, 2)), rtol=1e-5)
+    assert pixels.prepare.scale == 255
     features = RNG.normal(3.0, 2.0, (200, 6)).astype(np.float64)
     features[:, 2] = 1.5  # constant: must not divide by zero
-    data = from_arrays((features, Y), (features[:40], TEST[1]), num_classes=5)
-    np.testing.assert_allclose(data.mean, features[data.train.index].mean(0), rtol=1e-5)
-    assert data.std[2] == 1.0 and data.scale == 1.0 and data.train.inputs.dtype == np.float32
+    data = from_arrays((features, Y), (features[:40] + 1, TEST[1]), num_classes=5)
+    np.testing.assert_allclose(data.prepare.mean, features[data.train.index].mean(0), rtol=1e-5)
+    assert data.prepare.std[2] == 1.0 and data.prepare.scale == 1.0 and data.train.inputs.dtype == np.float32
+    assert data.kind == "features"
 
 
 def test_given_constants_and_calibration_are_kept():
     calibration = (TEST[0][:10] ^ 255, TEST[1][:10])
-    data = own(calibration=calibration, normalization=((0.5,) * 3, (0.25,) * 3))
+    data = built(calibration=calibration, normalization=((0.5,) * 3, (0.25,) * 3))
     np.testing.assert_array_equal(data.calibration.inputs, calibration[0])
-    assert len(data.train.label) == 200 and data.mean == (0.5,) * 3 and data.std == (0.25,) * 3
+    assert len(data.train.label) == 200 and data.prepare == Normalize((0.5,) * 3, (0.25,) * 3, 255.0)
+    # One pair for all channels is the same.
+    assert built(normalization=((0.5,), (0.25,))).prepare == data.prepare
     assert not set(data.calibration.index) & set(data.train.index)
 
 
 def test_tokens_with_a_mask():
     inputs = {"ids": RNG.integers(0, 50, (60, 7)), "mask": np.ones((60, 7), bool)}
-    data = from_arrays((inputs, Y[:60]), (inputs, Y[:60]), num_classes=5)
-    assert data.train.inputs["ids"].shape == (54, 7) and (data.mean, data.std, data.scale) == ((0.0,), (1.0,), 1.0)
-    renamed = {"ids": inputs["ids"], "valid": inputs["mask"]}
-    assert data.fingerprint != from_arrays((renamed, Y[:60]), (renamed, Y[:60]), num_classes=5).fingerprint
+    other = {"ids": inputs["ids"] + 50, "mask": inputs["mask"]}
+    data = from_arrays((inputs, Y[:60]), (other, Y[:60]), num_classes=5)
+    assert data.train.inputs["ids"].shape == (54, 7) and data.prepare == Unchanged() and data.kind == "text"
+    renamed = ({"ids": x["ids"], "valid": x["mask"]} for x in (inputs, other))
+    assert data.fingerprint != from_arrays(*((x, Y[:60]) for x in renamed), num_classes=5).fingerprint
+    ids = from_arrays((inputs["ids"], Y[:60]), (other["ids"], Y[:60]), num_classes=5)
+    assert ids.prepare == Unchanged() and ids.kind == "text"
 
 
 def test_a_teacher_that_saw_the_calibration_examples_is_refused():
-    teacher, student = own(split_seed=1), own(split_seed=0)
+    teacher, student = built(split_seed=1), built(split_seed=0)
     seen = np.isin(student.calibration.index, teacher.train.index).sum()
     assert 0 < seen == overlap(teacher, student)
     with pytest.raises(Refused, match=rf"trained on {seen} of the student's 20 calibration examples .* split_seed"):
@@ -176,28 +186,32 @@ def test_a_teacher_that_saw_the_calibration_examples_is_refused():
 def test_duplicates_of_the_source_are_no_leak():
     doubled = np.concatenate([X[:100], X[:100]])
     labels = np.concatenate([Y[:100], Y[:100]])
-    whole, subset = own(x=doubled, y=labels), own(x=doubled, y=labels, train_examples=50)
+    with pytest.raises(Refused, match="14 of 20 calibration examples also occur in train; 83 of 180 train examples"):
+        built(x=doubled, y=labels)
+    with pytest.warns(UserWarning, match="14 of 20 calibration examples also occur in train"):
+        whole = built(x=doubled, y=labels, allow_overlap=True)
+    subset = built(x=doubled, y=labels, train_examples=50, allow_overlap=True)
     verify_splits(whole, subset)
 
 
 @pytest.mark.parametrize(
     ("teacher", "sentence"),
     [
-        (lambda: own(num_classes=6), "has 6 classes and the student's 'arrays' has 5"),
-        (lambda: own(x=X ^ 255), "calibration splits of teacher .* differ"),
-        (lambda: own(normalization="none"), "normalized"),
+        (lambda: built(num_classes=6), "has 6 classes and the student's 'arrays' has 5"),
+        (lambda: built(x=X ^ 255), "calibration splits of teacher .* differ"),
+        (lambda: built(normalization="none"), "normalized"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(teacher, sentence):
     with pytest.raises(Refused, match=sentence):
-        verify_splits(teacher(), own())
+        verify_splits(teacher(), built())
 
 
 def test_npz_round_trip(tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, train_inputs=X, train_label=Y, test_inputs=TEST[0], test_label=TEST[1], label_names=list("abcde"))
     data = load("arrays", path=path, split_seed=2)
-    assert data.fingerprint == own(split_seed=2).fingerprint and data.label_names == tuple("abcde")
+    assert data.fingerprint == built(split_seed=2).fingerprint and data.label_names == tuple("abcde")
     calibration = {"calibration_inputs": TEST[0][:9] ^ 3, "calibration_label": TEST[1][:9]}
     np.savez(path, train_inputs=X, train_label=Y, test_inputs=TEST[0], test_label=TEST[1], num_classes=5, **calibration)
     assert len(load("arrays", path=path).calibration.label) == 9

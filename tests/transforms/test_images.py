@@ -175,7 +175,7 @@ def test_same_numbers_with_and_without_jit_and_on_two_devices(name):
         (lambda: run(transforms.flip(), jnp.zeros((4, 8, 8))), r"shape \(4, 8, 8\); expected images"),
         (lambda: run(transforms.flip(), jnp.zeros((4, 8, 8, 1), jnp.int32)), "got int32 inputs"),
         (lambda: transforms.gaussian_noise(1.0)(KEY, Batch({"ids": jnp.zeros(3)})), "are a dict"),
-        (lambda: run(transforms.normalize((0.0,), (1.0,)), pictures()), "1 means .* 3 channels"),
+        (lambda: run(transforms.normalize((0.0,) * 2, (1.0,) * 2), pictures()), "2 means .* 3 channels"),
         (lambda: run(transforms.pad_crop(8, "reflect"), pictures()), "reflects 8 pixels of 8x10"),
     ],
 )

@@ -135,3 +135,57 @@ def test_build_hands_the_class_count_to_those_that_want_it():
 def test_build_refuses(names, words):
     with pytest.raises(Refused, match=words):
         transforms.build(names)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "words"),
+    [
+        (("mixup", {"alpha": 1.0}), "text", "transform 'mixup' takes images or features, and this data set holds text"),
+        ("flip", "text", "transform 'flip' takes images, and this data set holds text; expected one of two_views"),
+        ("pad_crop", "features", "'pad_crop' takes images, and this data set holds features; expected one of gaussian"),
+        ("two_views", "text", "transform 'pad_crop' takes images, and this data set holds text"),
+        (("two_views", {"weak": [], "strong": ["flip"]}), "text", "transform 'flip' takes images"),
+    ],
+)
+def test_a_transform_of_other_inputs_is_refused_by_name(entry, kind, words):
+    with pytest.raises(Refused, match=words) as refusal:
+        transforms.build([entry], num_classes=K, kind=kind)
+    assert "\n" not in str(refusal.value)
+    transforms.build([entry], num_classes=K, kind="image")
+    transforms.build([entry], num_classes=K)
+
+
+def test_mixup_refuses_regions():
+    with pytest.raises(Refused, match=r"mixup got labels of shape \(6, 2\), of regions"):
+        transforms.mixup(1.0, K)(KEY, batch(label=jnp.zeros((6, 2), jnp.int32)))
+
+
+def drop_words(rate: float = 0.1, num_classes: int | None = None):
+    return lambda key, batch: batch._replace(inputs=jnp.where(jax.random.bernoulli(key, rate), 0, batch.inputs))
+
+
+def test_transforms_from_outside():
+    try:
+        transforms.register("drop_words", drop_words, kind="text")
+        assert len(transforms.version("drop_words")) == 64 and transforms.version("flip") == ""
+        ids = Batch(jnp.ones((2, 3), jnp.int32))
+        after = transforms.build([("drop_words", {"rate": 1.0})], num_classes=K, kind="text")(KEY, ids)
+        assert (after.inputs == 0).all()
+        with pytest.raises(Refused, match="'drop_words' takes text, and this data set holds images"):
+            transforms.build(["drop_words"], kind="image")
+        with pytest.raises(Refused, match="has no option 'rat'; did you mean rate"):
+            transforms.build([("drop_words", {"rat": 1.0})])
+        transforms.register("drop_words", drop_words, kind="any", version="2")
+        assert transforms.version("drop_words") == "2"
+        entries = ["drop_words", ("two_views", {"weak": [], "strong": ["flip", "drop_words"]})]
+        assert transforms.names(entries) == ["drop_words", "two_views", "flip", "drop_words"]
+    finally:
+        transforms.TRANSFORMS.pop("drop_words", None)
+    for arguments, words in [
+        (("flip", drop_words), "'flip' exists already"),
+        (("a b", drop_words), "registered as 'a b'"),
+        (("other", 3), "registered with 3"),
+        (("other", drop_words, "words"), "kind is 'words'"),
+    ]:
+        with pytest.raises(Refused, match=words):
+            transforms.register(*arguments)

@@ -1,0 +1,181 @@
+"""Flags, exit codes and the one place where anything is printed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from kdjax import console
+from kdjax.errors import Refused, literal, printable
+
+EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
+_FILES = "a .csv, .parquet, .npz, .npy or .safetensors file of logits or probabilities, one row an example"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong flag is one sentence, not a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; see {self.prog} --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit code: 0 done, 2 refused, 70 internal, 74 disk, 130 interrupted."""
+    if argv is None:
+        console.steady()
+    try:
+        arguments = _parser().parse_args(argv)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            lines = arguments.run(arguments)
+        for warning in noted:
+            if issubclass(warning.category, UserWarning):
+                print(f"note: {printable(str(warning.message))}", file=sys.stderr)
+        for line in "\n".join(lines).split("\n"):
+            print(literal(line))
+        return 0
+    except Refused as error:
+        return _leave(str(error), EXIT_REFUSED)
+    except OSError as error:
+        return _leave(str(error), EXIT_IO)
+    except MemoryError:
+        return _leave("there is not enough memory for this file; give fewer examples.", EXIT_REFUSED)
+    except KeyboardInterrupt:
+        return _leave("interrupted; nothing was written.", EXIT_INTERRUPTED)
+    except Exception:  # what nobody foresaw keeps its traceback
+        traceback.print_exc()
+        return EXIT_INTERNAL
+
+
+def _leave(sentence: str, code: int) -> int:
+    if sentence:
+        print(printable(sentence), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    import kdjax
+
+    parser = _Parser(prog="kdjax", description="Is a classifier's confidence right? Audit it, calibrate it, apply it.")
+    parser.add_argument("--version", action="version", version=f"kdjax {kdjax.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    audit = _command(commands, "audit", _audit, "measure how far confidence and accuracy are apart; write audit.html")
+    audit.add_argument("files", nargs="+", metavar="FILE", help=_FILES + "; several files are several models")
+    audit.add_argument(
+        "--calibration", default="", metavar="VAL", help="also fit one temperature on this file's examples"
+    )
+    audit.add_argument(
+        "--out", default="audit.html", metavar="PAGE", help="the page; its numbers go beside it as .json"
+    )
+    audit.add_argument("--bins", type=_count, default=15, help="bins of equal width of the calibration errors (15)")
+    _reading(audit)
+
+    calibrate = _command(
+        commands, "calibrate", _calibrate, "fit a calibrator on held-out predictions; write it as JSON"
+    )
+    calibrate.add_argument("--fit", required=True, metavar="VAL", help=_FILES + ", with labels, not trained on")
+    calibrate.add_argument("--test", default="", metavar="TEST", help="other examples, to measure before and after")
+    calibrate.add_argument("--out", default="calibrator.json", metavar="JSON", help="where the calibrator is written")
+    calibrate.add_argument("--methods", default="", metavar="A,B", help="try only these post-hoc methods")
+    _import(calibrate)
+    _reading(calibrate)
+
+    apply = _command(commands, "apply", _apply, "turn predictions into calibrated probabilities")
+    apply.add_argument("calibrator", metavar="CALIBRATOR", help="the JSON that `kdjax calibrate` wrote")
+    apply.add_argument("file", metavar="FILE", help=_FILES)
+    apply.add_argument("--out", required=True, metavar="OUT", help="a .csv, .npz, .npy, .parquet or .safetensors file")
+    _import(apply)
+    _reading(apply)
+
+    compare = _command(commands, "compare", _compare, "two models on the same examples, with paired intervals")
+    compare.add_argument("first", metavar="A", help=_FILES)
+    compare.add_argument("second", metavar="B", help="the other model's, for the same examples in the same order")
+    compare.add_argument("--bins", type=_count, default=15, help="bins of equal width of the calibration errors (15)")
+    _reading(compare)
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, run: Callable, purpose: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
+    made.set_defaults(run=run)
+    return made
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    help_text = "import a module first that registers post-hoc methods of your own"
+    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=help_text)
+
+
+def _imported(modules: list[str]) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise Refused(f"--import={module} cannot be imported ({error}).") from error
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "reading files", "what a file holds is found out and said; these flags overrule it"
+    )
+    group.add_argument(
+        "--labels", default="", metavar="NAME", help="array or column of the labels, or a file of labels"
+    )
+    group.add_argument("--scores", default="", metavar="NAME", help="array of the scores, or columns such as 'p_*'")
+    kind = group.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--probabilities",
+        dest="kind",
+        action="store_const",
+        const="probabilities",
+        default="",
+        help="the scores are probabilities",
+    )
+    kind.add_argument("--logits", dest="kind", action="store_const", const="logits", help="the scores are logits")
+    group.add_argument("--max-gb", type=_count, default=4, help="refuse files that take more memory than this (4 GiB)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 1 to 10000")
+    return int(text)
+
+
+def _how(arguments: argparse.Namespace):
+    from kdjax.cli.arrays import GIB
+    from kdjax.cli.predictions import How
+
+    return How(arguments.scores, arguments.labels, arguments.kind, arguments.max_gb * GIB)
+
+
+def _audit(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.audit import audit
+
+    return audit(a.files, _how(a), a.calibration, a.out, a.bins)
+
+
+def _calibrate(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.calibrate import calibrate
+
+    _imported(a.modules)
+    return calibrate(a.fit, a.test, a.out, a.methods, _how(a))
+
+
+def _apply(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.apply import apply
+
+    _imported(a.modules)
+    return apply(a.calibrator, a.file, a.out, _how(a))
+
+
+def _compare(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.compare import compare
+
+    return compare(a.first, a.second, a.bins, _how(a))

@@ -1,0 +1,148 @@
+"""Folders of images by class, in memory or streamed from disk."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kdjax.data.hold_out import carve
+from kdjax.data.image_files import Listed, files_source
+from kdjax.data.labels import check_num_classes
+from kdjax.data.source import Source
+from kdjax.errors import Refused, nearest
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+CALIBRATION = ("calibration", "val", "valid", "validation")
+
+
+def source(
+    *,
+    path: str | os.PathLike | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    resolution: int | None = None,
+    test_examples: int | None = None,
+    skip_bad: bool = False,
+    feed: str = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> Source:
+    """Images in folders named after their classes.
+
+    Either `path/train/CLASS/*.png`, with `path/test` and `path/val` in the same form (`valid`, `validation` and
+    `calibration` serve as `val`; without `test`, `val` is the test split, as in tfds); or one tree `path/CLASS/*.png`,
+    of which a fixed fifth of every class becomes the test split. Classes are numbered by their sorted names. Folders
+    inside a class are searched too. Images of one channel stay so when all are; else all become RGB.
+
+    Every file is read and hashed once a session and verified again whenever it is decoded, so a file that changes
+    cannot give other numbers under the same name. Which files decode, and the pixel sums that normalization needs, are
+    kept in `cache_dir`. Above `images.MEASURED_FULLY` images only a sample is decoded for that.
+
+    Args:
+      num_classes: checked against the number of class folders, where given.
+      image_size: resize and cut to squares of that side; needed unless all images have one size.
+      resolution: then means over squares, see `images.area_means`.
+      test_examples: of one tree, about that many for testing instead of a fifth.
+      skip_bad: leave out files that cannot be decoded, and say how many, instead of refusing.
+      feed: "resident" decodes into memory, "streamed" reads files when they are needed, "auto" streams above 1 GiB.
+
+    Raises:
+      Refused: no folder, no class, one class; a file that is missing or no image, by name; images of several sizes.
+    """
+    root = _root(path)
+    classes, listed = _list(root, test_examples)
+    if num_classes is not None and num_classes != len(classes):
+        raise Refused(f"{root} has {len(classes)} class folders and num_classes is {num_classes!r}; leave it out.")
+    check_num_classes(len(classes), classes)
+    return files_source(
+        "folder",
+        listed,
+        tuple(classes),
+        image_size=image_size,
+        resolution=resolution,
+        skip_bad=skip_bad,
+        feed=feed,
+        cache_dir=cache_dir,
+    )
+
+
+def _root(path: str | os.PathLike | None) -> Path:
+    if path is None:
+        raise Refused("data set 'folder' needs a folder of images by class; set data.path=my_images.")
+    if not isinstance(path, str | os.PathLike):
+        raise Refused(f"data.path is {path!r}; expected the path of a folder as text: set data.path=my_images.")
+    try:
+        root = Path(path).expanduser()
+        exists = root.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Refused(f"{str(path)[:100]!r} is no path of a folder ({error}); correct data.path.") from error
+    if not exists:
+        raise Refused(f"there is no folder {root}; expected images in folders by class: correct data.path.")
+    return root
+
+
+def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, Listed]]:
+    folders = _folders(root)
+    if "train" not in folders:
+        if misplaced := sorted({"test", *CALIBRATION} & set(folders)):
+            raise Refused(
+                f"{root} has {', '.join(misplaced)} and no train; expected train/CLASS/*.png beside it, or one tree of "
+                "class folders."
+            )
+        tree = _files(root, root, folders)
+        test, train = carve(str(root), tree.label, test_examples)
+        return folders, {"train": tree.take(train), "test": tree.take(test)}
+    if test_examples is not None and "test" not in folders:
+        raise Refused(f"{root} has a split of its own for testing; remove test_examples.")
+    validation = [name for name in CALIBRATION if name in folders]
+    if len(validation) > 1:
+        raise Refused(f"{root} has {' and '.join(validation)}; expected one folder for calibration: remove the other.")
+    if "test" not in folders and not validation:
+        raise Refused(f"{root} has train and neither test nor val; expected one of them, in the same form.")
+    classes = _folders(root / "train")
+    listed = {"train": _files(root, root / "train", classes)}
+    if "test" in folders and validation:
+        listed["calibration"] = _files(root, root / validation[0], classes)
+    listed["test"] = _files(root, root / ("test" if "test" in folders else validation[0]), classes)
+    return classes, listed
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise Refused(f"{root} cannot be read ({error.strerror}); expected a folder of class folders.") from error
+
+
+def _files(root: Path, split: Path, classes: list[str]) -> Listed:
+    here = _folders(split)
+    if unknown := [name for name in here if name not in classes]:
+        raise Refused(
+            f"{split} has the class folder {unknown[0]!r}, which train lacks; {nearest(unknown[0], classes)}"
+            if classes
+            else f"{split} has no class folders; expected {split}/CLASS/*.png."
+        )
+    files: list[str] = []
+    label: list[int] = []
+    others = 0
+    for number, name in enumerate(classes):
+        for path in _walk(split / name):
+            if path.suffix.lower() in SUFFIXES:
+                files.append(str(path.relative_to(root)))
+                label.append(number)
+            else:
+                others += 1
+    if not files:
+        raise Refused(f"{split} has no images in class folders; expected {split}/CLASS/*.png or .jpg.")
+    if others:
+        warnings.warn(f"{split}: {others} files are no images by their names and were left out.", stacklevel=5)
+    return Listed(root, files, np.array(label, np.int64))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))

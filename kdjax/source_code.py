@@ -1,0 +1,40 @@
+"""Which code a registered function is, so that changed code is never taken for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kdjax.errors import Refused
+
+
+def source_version(what: str, function: Callable[..., Any], version: str = "") -> str:
+    """The version its author gives, or the SHA-256 of the source code of the module that defines the function.
+
+    A module imports others, whose changes this does not see: an author who relies on such gives a version.
+
+    Args:
+      what: for the sentence, such as "data set 'mine'".
+
+    Raises:
+      Refused: the source cannot be found (a notebook cell that is gone, a compiled function) and no version is given.
+    """
+    if not isinstance(version, str):
+        raise Refused(f"the version of {what} is {version!r}; expected text, such as '1.0'.")
+    if version:
+        return version
+    inner = inspect.unwrap(function)
+    while not inspect.isfunction(inner) and not inspect.isclass(inner) and hasattr(inner, "func"):
+        inner = inner.func  # a partial
+    module = inspect.getmodule(inner)
+    try:
+        # What is typed at a prompt or into a notebook has no file of its own: then the function alone is taken.
+        text = inspect.getsource(module if module is not None and hasattr(module, "__file__") else inner)
+    except (OSError, TypeError) as error:
+        raise Refused(
+            f"the source code of {what} cannot be found, so a change of it could not be noticed; pass version='1', and "
+            "another one whenever the code changes."
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()
