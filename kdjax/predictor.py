@@ -86,6 +86,7 @@ class Predictor:
       model, variables: the network.
       label_names: K names, or () where the data set had none.
       temperature: fitted on the calibration split; `predict` divides the logits by it.
+      inputs: shapes and dtypes of one raw example, with a leading axis of 1.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Predictor:
         self.described = dict(described)
         self.label_names = tuple(described["label_names"])
         self.temperature = float(described["temperature"])
-        self._inputs = inputs
+        self.inputs = inputs
         self._program = step.predict_step(model=model, prepare=prepare, mesh=layout.mesh(1))
 
     def logits(self, inputs: PyTree, *, batch_size: int = 500) -> np.ndarray:
@@ -124,7 +125,7 @@ class Predictor:
         return exp / exp.sum(-1, keepdims=True)
 
     def _check(self, inputs: PyTree) -> None:
-        wanted, there = jax.tree.flatten(self._inputs), jax.tree.flatten(inputs)
+        wanted, there = jax.tree.flatten(self.inputs), jax.tree.flatten(inputs)
         same = str(wanted[1]) == str(there[1]) and all(
             w.shape[1:] == x.shape[1:] and (w.dtype == x.dtype or (w.dtype.kind == x.dtype.kind == "f"))
             for w, x in zip(wanted[0], there[0], strict=True)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            lines = arguments.run(arguments)
+            lines = arguments.command(arguments)
         for warning in noted:
             if issubclass(warning.category, UserWarning):
                 print(f"note: {printable(str(warning.message))}", file=sys.stderr)
@@ -62,7 +62,7 @@ def _leave(sentence: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     import kdjax
 
-    parser = _Parser(prog="kdjax", description="Is a classifier's confidence right? Audit it, calibrate it, apply it.")
+    parser = _Parser(prog="kdjax", description="Is a classifier's confidence right? Audit it, calibrate it, ship it.")
     parser.add_argument("--version", action="version", version=f"kdjax {kdjax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -99,17 +99,31 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("second", metavar="B", help="the other model's, for the same examples in the same order")
     compare.add_argument("--bins", type=_count, default=15, help="bins of equal width of the calibration errors (15)")
     _reading(compare)
+
+    show = _command(commands, "show", _show, "what a run is: its recipe, its numbers, its teacher and students")
+    show.add_argument("run", metavar="RUN", help="a run's directory, or the workdir that holds several")
+
+    export = _command(
+        commands, "export", _export, "a run's network as a file for others, compared with its stored logits"
+    )
+    export.add_argument("run", metavar="RUN", help="a finished run's directory")
+    export.add_argument(
+        "--format", default="stablehlo", metavar="FORMAT", help="stablehlo (the default) or safetensors"
+    )
+    export.add_argument("--out", default="", metavar="OUT", help="model.stablehlo or model.safetensors by default")
+    export.add_argument("--data", default="", metavar="PATH", help="file or folder of the run's own data set")
+    _import(export)
     return parser
 
 
 def _command(commands: argparse._SubParsersAction, name: str, run: Callable, purpose: str) -> argparse.ArgumentParser:
     made = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
-    made.set_defaults(run=run)
+    made.set_defaults(command=run)
     return made
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-    help_text = "import a module first that registers post-hoc methods of your own"
+    help_text = "import a module first that registers methods, models or data sets of your own"
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=help_text)
 
 
@@ -173,6 +187,19 @@ def _apply(a: argparse.Namespace) -> list[str]:
 
     _imported(a.modules)
     return apply(a.calibrator, a.file, a.out, _how(a))
+
+
+def _show(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.show import show
+
+    return show(a.run)
+
+
+def _export(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.export import export
+
+    _imported(a.modules)
+    return export(a.run, a.format, a.out, a.data)
 
 
 def _compare(a: argparse.Namespace) -> list[str]:
