@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from kdjax import checkpoints, console, runs, settings, stages
+from kdjax import checkpoints, console, runs, settings, stages, trainer
 from kdjax.errors import Refused
 from kdjax.trainer import Diverged
 from tests import tiny

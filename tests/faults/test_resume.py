@@ -186,7 +186,7 @@ def test_a_signal_outside_of_training_stops_at_once(tmp_path, npz, monkeypatch, 
 
 BAD = {
     "batch larger than the data": ({"batch_size": 100}, {}, "batch_size 100 is larger than the 64"),
-    "features that no network has": ({}, {"method": "attention", "options": ()}, "attention compares features"),
+    "features that no network has": ({}, {"method": "attention", "options": {}}, "attention compares features"),
     "labels that mixup has taken": (
         {"method": "mdca", "transform": (("mixup", (("alpha", 1.0),)),)},
         {},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdjax import checkpoints, console, objectives, results, runs, settings, stages
-from kdjax.errors import Refused
+from kdjax.errors import Held, Refused
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 from tests import tiny
@@ -156,9 +156,9 @@ def test_a_directory_of_another_recipe_is_refused(tmp_path, npz):
     recipe = tiny.recipe(npz)
     directory = Stage(recipe).directory(tmp_path)
     directory.mkdir(parents=True)
-    other = {**json.loads(recipe.canonical()), "epochs": 9}
+    other = {**recipe.resolved(), "epochs": 9}
     checkpoints.write_json(directory / "recipe.json", other)
-    with pytest.raises(Refused, match="belongs to another recipe .it differs in epochs.; choose another --workdir"):
+    with pytest.raises(Refused, match="was computed with epochs = 9, and today's value is 2; set recipe.epochs to 9"):
         run_here(tmp_path, recipe)
 
 
@@ -168,12 +168,38 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, npz):
         run_here(tmp_path / "file", tiny.recipe(npz))
 
 
-def test_two_runs_of_one_stage_at_once_are_refused(tmp_path, npz):
-    recipe = tiny.recipe(npz)
-    directory = Stage(recipe).directory(tmp_path)
+def test_a_stage_that_another_run_holds_is_waited_for(tmp_path, npz, monkeypatch):
+    """The other stage is trained meanwhile; once the lock is gone, so is the held one."""
+    monkeypatch.setattr(runs, "WAIT_SECONDS", 0.01)
+    held, free = (Stage(tiny.recipe(npz, seed=seed), name=f"seed {seed}") for seed in (0, 1))
+    how = settings.Settings(workdir=str(tmp_path), devices=1)
+    directory = held.directory(tmp_path)
     directory.mkdir(parents=True)
-    with checkpoints.Lock(directory), pytest.raises(Refused, match="is in use by process"):
-        run_here(tmp_path, recipe)
+    said: list[str] = []
+    lock = checkpoints.Lock(directory)
+
+    class Listener(console.Silent):
+        def message(self, text: str) -> None:
+            said.append(text)
+            assert stages.status(free, tmp_path) == "done", "what is free is done first"
+            lock.__exit__(None, None, None)
+
+    with lock:
+        with pytest.raises(Held, match="is in use by process"):
+            runs.run_stage(held, how, console.Silent())
+        outcome = runs.run_all([held, free], how, Listener())
+    assert set(outcome.results) == {held.id, free.id} and not outcome.failures
+    assert len(said) == 1 and said[0].startswith("waiting for 1 stages that other processes hold")
+
+
+def test_the_others_go_on_when_a_stage_diverges(tmp_path, npz):
+    """Its students fail with it; a stage that has nothing to do with it is finished."""
+    broken = Stage(tiny.recipe(npz, optimizer=tiny.Optimizer(lr=1e30, schedule="constant")), name="broken")
+    student, other = Stage(tiny.student(npz), broken, name="student"), Stage(tiny.recipe(npz), name="other")
+    outcome = runs.run_all([student, other], settings.Settings(workdir=str(tmp_path), devices=1))
+    assert set(outcome.results) == {other.id}
+    assert "not finite" in outcome.failures[broken.id] or " is nan" in outcome.failures[broken.id]
+    assert outcome.failures[student.id] == "its teacher, 'broken', failed"
 
 
 REFUSALS = {
@@ -183,7 +209,7 @@ REFUSALS = {
         "mdca has no option 'betta'; did you mean beta",
     ),
     "model": (lambda: {"model": "conv_tinny"}, "'conv_tinny'.*did you mean conv_tiny"),
-    "epochs": (lambda: {"epochs": 0}, r"epochs is 0; expected a number in \[1"),
+    "epochs": (lambda: {"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
     "batch": (lambda: {"batch_size": 100}, "batch_size 100 is larger than the 64 training examples"),
     "lr": (lambda: {"optimizer": tiny.Optimizer(lr=-0.1)}, "lr is -0.1"),
     "precision": (lambda: {"precision": "float8"}, "precision is 'float8'"),
@@ -205,10 +231,9 @@ def test_bad_recipes_are_refused_before_any_compile(tmp_path, npz, case):
     [(1.5, 1.0, r"alpha is 1.5; expected a number in \[0, 1\]"), (0.5, 0.0, r"T is 0\.0; expected a number in \(0")],
 )
 def test_bad_distillation_is_refused(npz, alpha, T, sentence):
-    recipe = tiny.student(npz, options={"T": T})
-    recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, alpha=alpha))
     with pytest.raises(Refused, match=sentence):
-        stages.check(Stage(recipe, Stage(tiny.recipe(npz))))
+        recipe = tiny.student(npz, options={"T": T})
+        dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, alpha=alpha))
 
 
 def test_teacher_and_student_must_fit(tmp_path, npz):
