@@ -12,7 +12,6 @@ import sys
 
 from kdjax import checkpoints, console, runs, settings, stages, trainer
 from kdjax.errors import Refused
-from kdjax.trainer import Diverged
 from tests import tiny
 
 
@@ -65,14 +64,14 @@ def main(workdir: str, npz: str, method: str, when: str = "") -> int:
     recipe = tiny.recipe(npz, method=method, epochs=3, select="best")
     run = settings.Settings(workdir=workdir, checkpoint_epochs=1, checkpoint_steps=3, devices=1)
     try:
-        runs.run_all([stages.Stage(recipe)], run, console.Plain())
+        outcome = runs.run_all([stages.Stage(recipe)], run, console.Plain())
     except settings.Interrupted as error:
         print(error)
         return settings.EXIT_INTERRUPTED
-    except (Refused, Diverged, OSError) as error:
+    except (Refused, OSError) as error:
         print(error)
         return settings.EXIT_REFUSED
-    return 0
+    return settings.EXIT_INTERNAL if outcome.failures else 0
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def run_here(workdir: Path, recipe, **changes) -> tuple[results.Result, list[str
 
     run = settings.Settings(workdir=str(workdir), **{"checkpoint_epochs": 1, "devices": 1, **changes})
     stage = Stage(recipe)
-    return runs.run_all([stage], run, Listener()).results[stage.id], said
+    outcome = runs.run_all([stage], run, Listener())
+    if outcome.failures:
+        raise Diverged(outcome.failures[stage.id])
+    return outcome.results[stage.id], said
 
 
 def flip(path: Path) -> None:
