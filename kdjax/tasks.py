@@ -82,7 +82,7 @@ def task(
     if model is not None and not isinstance(model, Model):
         raise Refused(
             f"model is a {type(model).__name__}; expected a kdjax Model: wrap yours by kdjax.models.linen(module) or "
-            "kdjax.models.nnx(module)."
+            "kdjax.models.nnx(its class)."
         )
     if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
         raise Refused(

@@ -123,8 +123,8 @@ def register(name: str, factory: Callable[..., Any], *, describe: str = "", vers
             f"the factory of model {name!r} is {factory!r}; expected a Flax class or a function with the parameter "
             "num_classes."
         )
-    stands_for = author_version(version, name) if version else source_hash(factory, name)
-    MODELS[name] = Entry(factory, describe or "from outside kdjax", version=stands_for)
+    version = author_version(version, name) if version else source_hash(factory, name)
+    MODELS[name] = Entry(factory, describe or "from outside kdjax", version=version)
 
 
 def version(name: str) -> str:

@@ -74,14 +74,14 @@ def as_model(module: Any, name: str, version: str = "") -> Model:
     flags = call_flags(type(module).__call__, name)
     attributes = [flag for flag in FLAGS if flag in module.__dataclass_fields__ and flag not in flags]
 
-    def told(train: bool) -> tuple[Any, dict[str, bool]]:
+    def in_mode(train: bool) -> tuple[Any, dict[str, bool]]:
         """The module and the arguments that say whether it trains."""
         values = {flag: FLAGS[flag] == train for flag in (*flags, *attributes)}
         network = module.clone(**{flag: values[flag] for flag in attributes}) if attributes else module
         return network, {flag: values[flag] for flag in flags}
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        network, arguments = told(train=False)
+        network, arguments = in_mode(train=False)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
         # Lazy: parameters alone are computed, not the forward pass, which eager mode would compile op by op.
         variables = dict(network.lazy_init(key, shapes, **arguments))
@@ -94,7 +94,7 @@ def as_model(module: Any, name: str, version: str = "") -> Model:
         return {"params": params, "batch_stats": _joined(variables)}
 
     def apply(variables: Variables, inputs: PyTree, *, train: bool, key: Key | None = None) -> tuple[Output, PyTree]:
-        network, arguments = told(train)
+        network, arguments = in_mode(train)
         stats = variables.get("batch_stats", {})
         collections = _separated(stats)
         everything = {"params": variables["params"], **collections}

@@ -69,8 +69,9 @@ def nnx(factory: Callable[..., flax_nnx.Module], *, name: str = "", version: str
 def as_model(factory: Callable[..., flax_nnx.Module], name: str, version: str) -> Model:
     """`nnx` for a factory that is known to be one; equal factories give the same `Model`."""
     templates = {train: _template(_abstract(factory, name), train) for train in (True, False)}
-    flags = call_flags(type(_abstract(factory, name)).__call__, name)
-    takes_rngs = "rngs" in inspect.signature(type(_abstract(factory, name)).__call__).parameters
+    call = type(_abstract(factory, name)).__call__
+    flags = call_flags(call, name)
+    takes_rngs = "rngs" in inspect.signature(call).parameters
 
     def init(key: Key, inputs: PyTree) -> Variables:
         _, params, _, stats = _template(factory(rngs=flax_nnx.Rngs(key)), False)
@@ -80,16 +81,16 @@ def as_model(factory: Callable[..., flax_nnx.Module], name: str, version: str) -
         graph, params, random, stats = templates[train]
         if train and key is None and (takes_rngs or jax.tree.leaves(random)):
             raise Refused(f"model {name!r} trains with random streams and got key=None; expected a jax.random.key.")
-        seed = jax.random.key(0) if key is None else key
+        key = jax.random.key(0) if key is None else key
         network = flax_nnx.merge(
             graph,
             _filled(params, variables["params"]),
-            _reseeded(random, seed),
+            _reseeded(random, key),
             _filled(stats, variables.get("batch_stats", {})),
         )
         arguments: dict[str, Any] = {flag: FLAGS[flag] == train for flag in flags}
         if takes_rngs:
-            arguments["rngs"] = flax_nnx.Rngs(seed)
+            arguments["rngs"] = flax_nnx.Rngs(key)
         output = as_output(network(inputs, **arguments), name)
         if not train:
             return output, variables.get("batch_stats", {})
@@ -154,7 +155,7 @@ def _filled(state: Any, values: Mapping[str, Any]) -> Any:
 
 def _reseeded(random: Any, key: Key) -> Any:
     """The random state as it is after `nnx.reseed`: a key of its own for each stream, and nothing drawn yet."""
-    drawn = []
+    streams = []
     for position, (path, variable) in enumerate(flax_nnx.to_flat_state(random)):
         shape, dtype = variable.get_value().shape, variable.get_value().dtype
         if isinstance(variable, flax_nnx.RngKey):
@@ -162,5 +163,5 @@ def _reseeded(random: Any, key: Key) -> Any:
             fresh = jax.random.split(fresh, shape) if shape else fresh
         else:
             fresh = jax.numpy.zeros(shape, dtype)
-        drawn.append((path, variable.replace(fresh)))
-    return flax_nnx.from_flat_state(drawn)
+        streams.append((path, variable.replace(fresh)))
+    return flax_nnx.from_flat_state(streams)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.models import build, densenet, layers, shufflenet
+from kdjax.models import MODELS, as_model, build, densenet, layers, shufflenet
 
 KEY = jax.random.key(0)
 
@@ -94,7 +94,6 @@ def test_bfloat16_compute_leaves_float32_logits_and_parameters(name):
         # KD(C)'s stem makes a 34x34 map
         ("mobilenet_v2", 32, [(34, 16), (17, 24), (9, 32), (5, 64), (5, 96), (5, 160), (5, 320)], 1280),
         ("mobilenet_v2_half", 32, [(16, 8), (16, 12), (8, 16), (4, 32), (4, 48), (2, 80), (2, 160)], 1280),
-        ("densenet121", 64, [(64, 256), (32, 512), (16, 1024), (8, 1024)], 1024),
         ("shufflenet_v1", 32, [(16, 240), (8, 480), (4, 960)], 960),
         ("shufflenet_v2", 32, [(16, 116), (8, 232), (4, 464)], 1024),
         ("vgg8", 32, [(32, 64), (16, 128), (8, 256), (4, 512), (4, 512)], 512),
@@ -147,9 +146,10 @@ def test_basic_block_adds_its_shortcut_before_the_last_relu():
 
 
 def test_initializers_are_those_of_the_authors():
-    def initial(name, *path):
+    def initial(name, *path, **options):
         def pick(key, x):
-            node = build(name, num_classes=100).init(key, x)["params"]
+            params = build(name, num_classes=100, **options).init(key, x)["params"]
+            node = params if path else {part: params[part] for part in ("head", "last")}
             for part in path:
                 node = node[part]
             return node
@@ -165,15 +165,27 @@ def test_initializers_are_those_of_the_authors():
     depthwise = initial("mobilenet_v2", "stage7_block1", "depthwise")
     for leaf in (depthwise["kernel"], depthwise["bias"]):  # the fan-in of a depthwise 3x3 is 9
         assert 0.98 / 3 < jnp.abs(leaf).max() <= 1 / 3
-    np.testing.assert_allclose(initial("mobilenet_v2_half", "head", "kernel").std(), 0.01, rtol=0.02)
-    np.testing.assert_allclose(initial("mobilenet_v2_half", "last", "kernel").std(), np.sqrt(2 / 1280), rtol=0.02)
-    assert jnp.abs(initial("resnet50", "stage1_block1", "conv1", "kernel")).max() <= 1 / 8
+    half = initial("mobilenet_v2_half")
+    np.testing.assert_allclose(half["head"]["kernel"].std(), 0.01, rtol=0.02)
+    np.testing.assert_allclose(half["last"]["kernel"].std(), np.sqrt(2 / 1280), rtol=0.02)
+    assert MODELS["resnet50"].defaults["conv_init"] == "torch"
+    torch = initial("resnet8", "stage3_block1", "conv2", "kernel", conv_init="torch")
+    assert 0.98 / 24 < jnp.abs(torch).max() <= 1 / 24
 
 
 def test_channel_shuffle_is_the_transpose_of_groups():
     x = jnp.arange(6.0).reshape(1, 1, 1, 6)
     np.testing.assert_array_equal(shufflenet.shuffle(x, 2)[0, 0, 0], [0, 3, 1, 4, 2, 5])
     np.testing.assert_array_equal(shufflenet.shuffle(x, 3)[0, 0, 0], [0, 2, 4, 1, 3, 5])
+
+
+def test_transitions_of_a_densenet_halve_the_channels_and_the_map():
+    network = as_model(densenet.DenseNet(7, blocks=(1, 2, 1), growth=4), "small_densenet")
+    x = images(2, 8, 8, 3)
+    variables = drawn(jax.eval_shape(network.init, KEY, x))
+    output, _ = jax.eval_shape(lambda v: network.apply(v, x, train=False), variables)
+    assert [output.features[f"stage{i}"].shape for i in (1, 2, 3)] == [(2, 8, 8, 12), (2, 4, 4, 14), (2, 2, 2, 11)]
+    assert output.features["penultimate"].shape == (2, 11) and output.logits.shape == (2, 7)
 
 
 def test_dense_block_keeps_its_input_and_adds_channels():

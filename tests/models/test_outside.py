@@ -9,9 +9,13 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from kdjax import models
+from kdjax import data, models
 from kdjax.errors import Refused
+from kdjax.recipes import Optimizer, Recipe
+from kdjax.tasks import task
+from kdjax.trainer import Trainer
 from kdjax.types import Output
+from tests import tiny
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
@@ -245,3 +249,40 @@ def test_an_nnx_class_and_a_function_can_be_registered(registry):
 def test_registrations_that_do_not_fit_are_refused(registry, name, factory, words):
     with pytest.raises(Refused, match=words):
         models.register(name, factory)
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        hidden = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(4)(nn.relu(hidden))
+
+
+class Layers(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.hidden, self.norm = nnx.Linear(64, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.norm(self.hidden(x.reshape(x.shape[0], -1)))))
+
+
+@pytest.fixture(scope="module")
+def quadrants():
+    return data.from_arrays(tiny.arrays(72, 0), tiny.arrays(16, 1), num_classes=tiny.CLASSES)
+
+
+@pytest.mark.parametrize("make", [lambda: models.linen(TwoLayers()), lambda: models.nnx(Layers)])
+def test_a_network_from_outside_trains_through_the_one_step(quadrants, make):
+    recipe = Recipe(epochs=5, batch_size=16, optimizer=Optimizer(lr=0.1, schedule="constant"))
+    trainer = Trainer(task(recipe, quadrants, model=make()))
+    (first, *_, last) = list(trainer.epochs(trainer.init()))
+    accuracy = [logs["accuracy"].mean() for logs in (first.logs, last.logs)]
+    assert accuracy[1] > max(0.5, accuracy[0])
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(last.state.batch_stats))
+    assert make() is make()  # so equal tasks share a compiled step
+
+
+def test_a_network_of_the_users_own_in_a_recipe_is_told_where_to_go():
+    with pytest.raises(Refused, match=r"task\(recipe, dataset, model=kdjax.models.linen\("):
+        Recipe(model=Told())
