@@ -79,8 +79,9 @@ def normalize(
 def _forward(x, scale, bias):
     axes = tuple(range(1, x.ndim - 1))
     count = x[0, ..., 0].size
-    reference = x[(slice(None), 0, *(size // 2 for size in x.shape[2:-1]))].astype(jnp.float32)
-    deviation = x.astype(jnp.float32) - _spread(reference, x)
+    exact = x.astype(jnp.float32)
+    reference = exact[(slice(None), 0, *(size // 2 for size in x.shape[2:-1]))]
+    deviation = exact - _spread(reference, x)
     total, squares = _sums(deviation, deviation * deviation, axes)
     shift = total / count
     var = jnp.maximum(squares / count - shift * shift, 0)
