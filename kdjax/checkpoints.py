@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -199,8 +200,8 @@ class Checkpoints:
                 _barrier(f"begin {step}")
                 # Orbax refuses arrays without elements; their shape, in checkpoint.json, says all there is to say.
                 stored = {name: _array(leaf) for name, leaf in leaves.items() if leaf.size}
-                with _context():
-                    ocp.save(working / "state", nested(stored))
+                with _context(), _plain(working) as folder:
+                    ocp.save(folder / "state", nested(stored))
             if jax.process_index() == 0:
                 shapes = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
                 write_json(working / "checkpoint.json", {"step": step, "leaves": shapes, "extra": dict(extra)})
@@ -220,8 +221,8 @@ class Checkpoints:
         wanted = {name: _abstract(leaf) for name, leaf in named(like).items()}
         refuse_misfit(path, described["leaves"], {name: (str(x.dtype), x.shape) for name, x in wanted.items()})
         stored = {name: leaf for name, leaf in wanted.items() if np.prod(leaf.shape)}
-        with _quiet(), _context():
-            loaded = named(ocp.load(path / "state", nested(stored)))
+        with _quiet(), _context(), _plain(path) as folder:
+            loaded = named(ocp.load(folder / "state", nested(stored)))
         leaves = [
             loaded[name] if name in loaded else jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
             for name, leaf in wanted.items()
@@ -316,6 +317,18 @@ def _context() -> ocp.Context:
     context.array.saving.use_compression = False
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder under a name without brackets and stars, into which Orbax reads a pattern."""
+    if not any(letter in "*?[]" for letter in str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        link = Path(name) / "checkpoint"
+        link.symlink_to(folder)
+        yield link
 
 
 @contextlib.contextmanager

@@ -69,6 +69,20 @@ def within(
     return value
 
 
+DEEPEST = 2002
+"""Layers; the deepest published network of these families has 1202, and tracing takes a second per hundred."""
+
+
+def deepest(what: str, name: str, layers: int) -> None:
+    """Refuses a network by name that would take minutes to trace and has never been trained.
+
+    Raises:
+      Refused: with its number of layers.
+    """
+    if layers > DEEPEST:
+        raise Refused(f"{what} is {name!r}, a network of {layers:,} layers; expected at most {DEEPEST:,}.")
+
+
 def positive(what: str, value: Any) -> Any:
     """Returns `value` if it is a number > 0 (or a tracer)."""
     return within(what, value, 0.0, open_low=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kdjax import models, objectives, transforms
+from kdjax import limits, models, objectives, transforms
 from kdjax.errors import Refused
 from kdjax.recipes import Recipe
 from kdjax.types import Dataset, Model, Prepare, Transform
@@ -35,8 +35,8 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     """The pure functions of a recipe on that data set; the same objects for recipes that differ only in the seed.
 
     Raises:
-      Refused: a batch larger than the training split; a transform for another kind of input; a batch that the group of
-        BatchNorm does not divide.
+      Refused: a batch larger than the training split; more steps than are counted; a transform for another kind of
+        input; a batch that the group of BatchNorm does not divide.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
@@ -44,6 +44,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
             f"batch_size {recipe.batch_size} is larger than the {len(dataset.train.label)} training examples of "
             f"{dataset.name!r}; set it to at most {len(dataset.train.label)}."
         )
+    limits.refuse_steps(recipe.epochs, steps)
     if recipe.norm_group and recipe.batch_size % recipe.norm_group:
         raise Refused(
             f"norm_group is {recipe.norm_group} and batch_size {recipe.batch_size}; expected a group that divides the "

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, files, layout, step, tasks, teachers
+from kdjax import checkpoints, data, files, layout, limits, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
@@ -125,6 +125,13 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
         pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
         teacher = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
     made = tasks.task(recipe, dataset(recipe.data), teacher)
+    state = tasks.abstract(made, mesh)
+    weights = {
+        "parameters": state.params,
+        "optimizer": state.opt,
+        "teacher": () if teacher is None else teacher.variables,
+    }
+    limits.refuse_bytes({**weights, "objective": (state.objective, state.objective_params)})
     program = step.train_step(
         model=made.parts.model,
         objective=made.parts.objective,
@@ -141,7 +148,7 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
         lambda x: jax.ShapeDtypeStruct((1, made.batch_size, *x.shape[1:]), x.dtype),
         tasks.example_batch(made.dataset.train),
     )
-    jax.eval_shape(program.function, tasks.abstract(made, mesh), None, batch, variables, np.uint32(0))
+    jax.eval_shape(program.function, state, None, batch, variables, np.uint32(0))
 
 
 def abstract_variables(recipe: Recipe, mesh: Mesh | None = None) -> PyTree:

@@ -48,6 +48,7 @@ FLOORS = {
     "meeting": 5,
     "console": 5,
     "files": 4,
+    "limits": 4,
     "locks": 4,
     "variables": 4,
     "runs": 5,

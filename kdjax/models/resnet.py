@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from kdjax.errors import Refused
+from kdjax.errors import Refused, deepest
 from kdjax.models.entry import Entry
 from kdjax.models.layers import NORM_GROUP, Norm, conv, dense, norm, pool, to_images
 from kdjax.options import Check, choice, integer
@@ -155,4 +155,5 @@ def parse(name: str) -> Entry | None:
     depth = int(match[1])
     if depth < 11 or (depth - 2) % 9:
         raise Refused(f"model is {name!r}; expected resnet<d>_bottleneck with d = 9n+2 (11, 20, 29, ...).")
+    deepest("model", name, depth)
     return _bottleneck(depth)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from kdjax.errors import Refused
+from kdjax.errors import Refused, deepest
 from kdjax.models.entry import Entry
 from kdjax.models.layers import DROPOUT, NORM_GROUP, Norm, conv, dense, norm, pool, to_images
 from kdjax.options import Check
@@ -98,4 +98,5 @@ def parse(name: str) -> Entry | None:
     depth, width = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise Refused(f"model is {name!r}; expected wrn_<d>_<k> with d = 6n+4 (10, 16, 22, ...) and k >= 1.")
+    deepest("model", name, depth)
     return _entry(depth, width)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from kdjax import console, files, locks, runs, stages
+from kdjax import console, files, locks, runs, stages, step
 from kdjax.errors import Refused
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
@@ -324,7 +325,10 @@ def attack(seconds: float, seed: int, say: Callable[[str], None] = print) -> Cou
     """
     ends: Counter = Counter()
     locks.FREE_AFTER, runs.WAIT_SECONDS = 1.0, 0.1  # a lock of a process that cannot be asked is waited for
-    with tempfile.TemporaryDirectory() as name:
+    step.forget_programs = lambda *_: None  # every trial runs the same ones
+    warnings.simplefilter("ignore")
+    memory = Path("/dev/shm")  # hundreds of small files are flushed in each trial
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         scene = stage_the_scene(Path(name))
         end, number = time.monotonic() + seconds, 0
         while time.monotonic() < end:
