@@ -13,13 +13,11 @@ from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from experiments import command, usage
+from experiments import command, plans, usage
 from experiments.command import Command
-from kdjax import console, launch, layout, meeting, metrics, objectives, provenance, results, runs, settings, stages
+from experiments.plans import label
+from kdjax import console, launch, layout, meeting, metrics, provenance, results, runs, settings, stages
 from kdjax.errors import Refused, literal
 from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
@@ -123,17 +121,8 @@ def pair(config: ConfigDict, seed: int) -> tuple[Stage, Stage]:
     """(teacher, student) stages of a config."""
     teacher = recipe(config, "teacher", seed)
     student = recipe(config, "student", seed)
-    teacher_stage = Stage(teacher, name=f"{label(teacher)} teacher seed {seed}")
-    return teacher_stage, Stage(student, teacher_stage, name=f"{label(student)} student seed {seed}")
-
-
-def label(recipe: Recipe) -> str:
-    """How people call a recipe: "wrn_40_2 mdca", "wrn_40_1 kd(T=1)"."""
-    if recipe.distill is None:
-        return f"{recipe.model} {recipe.method}"
-    options = dict(recipe.distill.options)
-    temperature = f"(T={options['T']:g})" if "T" in options else ""
-    return f"{recipe.model} {recipe.distill.method}{temperature}"
+    teacher_stage = Stage(teacher, name=f"{label(teacher)} teacher")
+    return teacher_stage, Stage(student, teacher_stage, name=f"{label(student)} student")
 
 
 def run_settings(config: ConfigDict) -> settings.Settings:
@@ -153,7 +142,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
             layout.check_batch(stage.recipe.batch_size, layout.mesh(run.devices))
         planned = stages.plan(targets, Path(run.workdir))
         if is_primary():
-            show_plan(planned)
+            plans.show(planned)
         return None
     if not given.mixed_settings:
         refuse_mixed(targets, Path(run.workdir))
@@ -186,62 +175,6 @@ def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:
             f"{text}; type --mixed_settings to put them in one table all the same, or another --workdir to compute "
             "all of them here."
         )
-
-
-def show_plan(planned: Sequence[stages.Planned]) -> None:
-    """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out."""
-    table = Table(title="plan", title_justify="left")
-    for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
-        table.add_column(column, justify="right" if column in ("steps", "TFLOP", "objective state") else "left")
-    for row in planned:
-        teacher = row.stage.teacher.id if row.stage.teacher is not None else "-"
-        size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
-        table.add_row(
-            Text(literal(row.stage.name)),
-            row.stage.id,
-            teacher,
-            row.status,
-            str(row.steps),
-            f"{row.flops / 1e12:.3f}",
-            size,
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    for line in dict.fromkeys(line for row in planned for line in computed(row.stage)):
-        print(literal(line))
-    todo = [row for row in planned if row.status != "done"]
-    print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
-
-
-def computed(stage: Stage) -> list[str]:
-    """What a plan says of a stage beside its cost: its methods with every option, and the examples an epoch leaves out.
-
-    Stages that differ in the seed alone say the same.
-    """
-    recipe, dataset = stage.recipe, stages.dataset(stage.recipe.data)
-    lines = [f"  {label(recipe)}: {described(recipe)}"]
-    steps, left_out = divmod(len(dataset.train.label), recipe.batch_size)
-    if left_out:
-        lines.append(
-            f"  {len(dataset.train.label):,} training examples in batches of {recipe.batch_size}: {steps} steps an "
-            f"epoch, and the {left_out} examples left over are other ones in each epoch."
-        )
-    return lines
-
-
-def described(recipe: Recipe) -> str:
-    """The loss of a recipe with every option: "0.1 * nll + 0.9 * kd(T=4.0, T_c=1.0, ...)"."""
-    hard = _method(recipe.method, dict(recipe.options))
-    if recipe.distill is None:
-        return hard
-    term = recipe.distill
-    weights = term.weights or (round(1 - term.alpha, 12), term.alpha)
-    teacher = f", teacher calibrated by {term.posthoc}" if term.posthoc else ""
-    return f"{weights[0]:g} * {hard} + {weights[1]:g} * {_method(term.method, dict(term.options))}{teacher}"
-
-
-def _method(name: str, given: Mapping[str, Any]) -> str:
-    options = ", ".join(f"{key}={value!r}" for key, value in objectives.checked(name, given).items())
-    return f"{name}({options})" if options else name
 
 
 def data_sentence(config: ConfigDict) -> str:

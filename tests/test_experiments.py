@@ -88,13 +88,22 @@ def test_plan_prints_the_dag_and_computes_nothing(tmp_path, capsys):
     assert call(generations, f"--workdir={tmp_path}", "--plan", "--config.seeds=(0,)") == 0
     printed = capsys.readouterr().out
     assert "6 stages, 6 to run" in printed and "missing" in printed
-    # Every option of every method, and what an epoch leaves out.
+    # Networks and whose they are, every option of every method, and what an epoch leaves out.
+    assert re.search(r"conv_tiny: [\d,]+ parameters; kdjax's own", printed)
     assert (
         "conv_small mdca: mdca(alpha=0.0, beta=1.0, gamma=3.0)" in printed
         and "0.1 * nll + 0.9 * kd(T=4.0, T_c=1.0" in printed
     )
     assert "800 training examples in batches of 64: 12 steps an epoch, and the 32 examples left over" in printed
     assert not any(tmp_path.iterdir())
+
+
+def test_plan_says_when_the_teacher_is_the_smaller_network(tmp_path, capsys):
+    words = ["--plan", f"--workdir={tmp_path}", "--config.seeds=(0,)"]
+    assert call(distill, *words, "--config=configs/digits.py:conv_tiny,mdca,conv_small,kd") == 0
+    assert re.search(r"teacher conv_tiny \([\d,]+ .* is smaller than its student conv_small", capsys.readouterr().out)
+    assert call(distill, *words, "--config=configs/digits.py:conv_small,mdca,conv_tiny,kd") == 0
+    assert "exchange the two networks" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", [calibrate, distill, generations, quickstart])
