@@ -71,7 +71,7 @@ def _training() -> dict[str, Any]:
     """The fields of one recipe, made anew at each call: teacher and student must share no dictionary."""
     shared = dataclasses.asdict(Recipe())
     fields = {name: value for name, value in shared.items() if name not in ("data", "distill", "seed")}
-    return {**fields, "options": {}}
+    return {**fields, "options": {}, "model_options": {}}
 
 
 def choose(part: ConfigDict, method: str) -> None:
@@ -92,7 +92,8 @@ def meant(method: str) -> dict[str, Any]:
 
 def choose_data(config: ConfigDict, name: str) -> None:
     """Sets the data set: every field is that set's own, none of another set's sizes or noise stays."""
-    config.recipe.data = ConfigDict({**dataclasses.asdict(Data()), "name": name, **DATA.get(name, {})})
+    fields = {**dataclasses.asdict(Data()), "options": {}}
+    config.recipe.data = ConfigDict({**fields, "name": name, **DATA.get(name, {})})
 
 
 def finish(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:

@@ -10,6 +10,7 @@ they had been named in the string. Then every other field that was typed is set.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -110,6 +111,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
     values = defined()
     with config.unlocked():
         _choices(argv, config)
+        _free_options(argv, config)
         for field in typed:
             _known(field, config)
         if config.run.workdir == Settings.workdir:
@@ -263,6 +265,18 @@ def _choices(argv: Sequence[str], config: ConfigDict) -> None:
             part = config[field.removesuffix(".method")]
             if name and name != part.method:
                 choose(part, name)
+
+
+def _free_options(argv: Sequence[str], config: ConfigDict) -> None:
+    """Makes room for typed options of a network or a data set; which there are, the network or the source says."""
+    for field in _fields(argv):
+        if match := re.fullmatch(r"(recipe\.(?:teacher|student)\.model_options|recipe\.data\.options)\.(\w+)", field):
+            text = flag_values(argv, f"config.{field}")[-1]
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                value = text
+            config[match[1]][match[2]] = value
 
 
 def _known(field: str, config: ConfigDict) -> None:

@@ -217,6 +217,18 @@ def test_a_method_changed_by_flag_brings_its_own_options():
         read("--config.recipe.teacher.method=focal", "--config.recipe.teacher.options.beta=2.0")
 
 
+def test_options_of_a_network_are_typed_like_any_field():
+    config = read("--config=configs/digits.py:mlp", "--config.recipe.teacher.model_options.widths=(8, 4)")
+    teacher, student = (common.recipe(config, who, 0) for who in ("teacher", "student"))
+    assert dict(teacher.model_options) == {"widths": (8, 4)} and not student.model_options
+    dropout = read("--config=configs/digits.py:mlp", "--config.recipe.teacher.model_options.dropout=0.5")
+    assert common.recipe(dropout, "teacher", 0).model_options["dropout"] == 0.5
+    with pytest.raises(Refused, match="'mlp' has no option 'width'; did you mean widths"):
+        common.recipe(
+            read("--config=configs/digits.py:mlp", "--config.recipe.teacher.model_options.width=3"), "teacher", 0
+        )
+
+
 def test_another_data_set_keeps_nothing_of_the_defaults(tmp_path):
     """A file of one's own needs its path alone: noise and sizes of the default belong to the default."""
     path = tiny.npz(tmp_path)
