@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import kdjax
 from experiments import command, common
-from kdjax import data, metrics, models, objectives, posthoc, runs, types
+from kdjax import data, metrics, models, objectives, posthoc, runs, transforms, types
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
@@ -115,6 +116,28 @@ def shell_examples() -> Iterator[Example]:
             yield Example(str(path.relative_to(ROOT)), re.sub(r"\s#.*", "", line))
 
 
+class MyNet(nn.Module):
+    """A network from outside, for examples that register one."""
+
+    num_classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1))))
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What an example registers is gone after it."""
+    known: list[Any] = [objectives.METHODS, models.MODELS, posthoc.POSTHOC, transforms.TRANSFORMS, data.SOURCES]
+    before = [{*registry} for registry in known]
+    yield
+    for registry, names in zip(known, before, strict=True):
+        for name in {*registry} - names:
+            del registry[name]
+
+
 @pytest.fixture(scope="module")
 def names(tmp_path_factory) -> dict[str, Any]:
     """Names that examples use without defining them, of a data set of four classes."""
@@ -135,6 +158,7 @@ def names(tmp_path_factory) -> dict[str, Any]:
         **{"calibration_probs": probabilities, "calibration_labels": y_test},
         **{"test_probs": probabilities, "test_labels": y_test},
         "kdjax": kdjax,
+        "MyNet": MyNet,
         "images": x[:2],
         "dataset": data.from_arrays(train=(x, y), test=(x_test, y_test), num_classes=tiny.CLASSES),
         "recipe": tiny.recipe(tiny.npz(folder)),
@@ -187,7 +211,7 @@ def test_the_example_of_a_docstring_runs(example, names, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     path = example.place.partition(":")[0]
     module = importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
-    session = {**vars(importlib.import_module("kdjax")), **names, **vars(module)}
+    session = {**{name: getattr(kdjax, name) for name in kdjax.__all__}, **names, **vars(module)}
     text = example.text
     if STAGE in text:
         text = text.replace(STAGE, str(request.getfixturevalue("finished")))
