@@ -17,6 +17,7 @@ from tests.data import tiny
 ROOT = Path(__file__).parents[2]
 TRAIN, MORE, TEST = tiny.arrays(30, 0), tiny.arrays(10, 1), tiny.arrays(15, 2)
 SPLITS = {"train": [TRAIN, MORE], "test": [TEST]}
+OTHER = tiny.arrays(15, 3)
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_the_cache_gives_the_same_data_set_and_notices_new_files(folders, monkey
     shard.write_bytes((again / shard.name).read_bytes())
     assert shard.stat().st_size == size
     assert load("tiny", **folders).fingerprint == load("tiny", data_dir=other).fingerprint != first.fingerprint
+
+
+def test_a_shard_that_is_replaced_under_its_size_and_time_is_noticed(folders):
+    """The cache was named by size and time, and served the old pixels."""
+    folder = tiny.write(folders["data_dir"], splits=SPLITS)
+    first = load("tiny", **folders)
+    shard = folder / "tiny-test.array_record-00000-of-00001"
+    other = tiny.write(folders["data_dir"].parent / "other", splits={"train": SPLITS["train"], "test": [OTHER]})
+    stat = shard.stat()
+    shard.write_bytes((other / shard.name).read_bytes())
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (shard.stat().st_size, shard.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    again = load("tiny", **folders)
+    assert again.fingerprint != first.fingerprint
+    np.testing.assert_array_equal(again.test.inputs, OTHER[0])
 
 
 @pytest.fixture(autouse=True)

@@ -150,6 +150,20 @@ def test_own_normalization_is_that_of_the_training_part():
     assert data.kind == "features"
 
 
+def test_a_mapped_file_that_is_cut_short_is_a_sentence_and_a_later_change_changes_nothing(tmp_path):
+    """To read it ended the process by SIGBUS."""
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "test.npy", TEST[0])
+    mapped, test = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "test"))
+    data = built(x=mapped, test=(test, TEST[1]))
+    assert data.fingerprint == built().fingerprint
+    with open(tmp_path / "test.npy", "r+b") as file:
+        file.truncate(500)
+    np.testing.assert_array_equal(data.test.inputs, TEST[0])
+    with pytest.raises(Refused, match=r"test\.npy is 500 bytes long and the array that maps it needs 2048"):
+        built(x=mapped, test=(test, TEST[1]))
+
+
 def test_given_constants_and_calibration_are_kept():
     calibration = (TEST[0][:10] ^ 255, TEST[1][:10])
     data = built(calibration=calibration, normalization=((0.5,) * 3, (0.25,) * 3))
@@ -158,6 +172,15 @@ def test_given_constants_and_calibration_are_kept():
     # One pair for all channels is the same.
     assert built(normalization=((0.5,), (0.25,))).prepare == data.prepare
     assert not set(data.calibration.index) & set(data.train.index)
+
+
+def test_colors_that_are_not_normalized_are_still_scaled():
+    """One mean for three channels was refused while the step was traced: nothing could be trained."""
+    data = built(normalization="none")
+    assert data.prepare == Normalize((0.0,) * 3, (1.0,) * 3, 255.0)
+    np.testing.assert_allclose(data.prepare(data.train.inputs), data.train.inputs / 255, rtol=1e-6)
+    floats = built(x=X / 255, test=(TEST[0] / 255, TEST[1]), normalization="none")
+    assert floats.prepare == Unchanged()
 
 
 def test_tokens_with_a_mask():
