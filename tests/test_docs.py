@@ -34,6 +34,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "exp
 SOURCES = sorted(path for room in ("kdjax", "experiments", "configs") for path in (ROOT / room).rglob("*.py"))
 
 NOT_RUN = {
+    "class Net(nnx.Module)": "a sketch of a class",
     'data = load("cifar100"': "needs a prepared data set; tests/data reads one where it is there",
     'teacher = load("bert-base': "needs a folder of weights; tests/text reads small ones",
     "Tokenizer(Vocabulary.from_folder(folder))": "needs a folder with a vocabulary; tests/text reads small ones",
