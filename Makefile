@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-all lint format bench clean
+.PHONY: quickstart test test-all attack lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -14,6 +14,11 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# Harms finished and half-finished runs at random, `make attack SECONDS=600 ARGS=--seed=7`; see docs/reliability.md.
+SECONDS ?= 60
+attack: $(READY)
+	$(BIN)/python -m tests.faults.attack --seconds $(SECONDS) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Checkpoints whose every byte is checked and that name whose they are; the only file that imports Orbax.
+"""Checkpoints whose every byte is checked and that name whose they are.
 
 Orbax makes a checkpoint visible only when it is complete, but restores a flipped byte without a word, so each
 checkpoint carries our manifest, and nothing is restored that does not verify or was written for another run. On disk
@@ -15,22 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import v1 as ocp
 
+from kdjax import storage
 from kdjax.errors import Refused
 from kdjax.files import (
     FORMAT,
@@ -193,15 +189,11 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in leaves.values())
         working = self.directory / broadcast(temporary_name(str(step)))
         try:
-            with _quiet():
-                if jax.process_index() == 0:
-                    _remove(working)
-                    working.mkdir(parents=True)
-                _barrier(f"begin {step}")
-                # Orbax refuses arrays without elements; their shape, in checkpoint.json, says all there is to say.
-                stored = {name: _array(leaf) for name, leaf in leaves.items() if leaf.size}
-                with _context(), _plain(working) as folder:
-                    ocp.save(folder / "state", nested(stored))
+            if jax.process_index() == 0:
+                _remove(working)
+                working.mkdir(parents=True)
+            _barrier(f"begin {step}")
+            storage.save(working, leaves)
             if jax.process_index() == 0:
                 shapes = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
                 write_json(working / "checkpoint.json", {"step": step, "leaves": shapes, "extra": dict(extra)})
@@ -211,22 +203,16 @@ class Checkpoints:
                 sync_directory(self.directory)
         except Exception as error:
             _remove(working)
-            if isinstance(error, OSError) or "os_error_code" in str(error):
+            if storage.is_disk_fault(error):
                 raise OSError(self._no_room(step, needed, error)) from error
             raise
         _barrier(f"end {step}")
 
     def _load(self, path: Path, like: PyTree) -> Restored:
         described = _described(path)
-        wanted = {name: _abstract(leaf) for name, leaf in named(like).items()}
+        wanted = {name: storage.abstract(leaf) for name, leaf in named(like).items()}
         refuse_misfit(path, described["leaves"], {name: (str(x.dtype), x.shape) for name, x in wanted.items()})
-        stored = {name: leaf for name, leaf in wanted.items() if np.prod(leaf.shape)}
-        with _quiet(), _context(), _plain(path) as folder:
-            loaded = named(ocp.load(folder / "state", nested(stored)))
-        leaves = [
-            loaded[name] if name in loaded else jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-            for name, leaf in wanted.items()
-        ]
+        leaves = list(storage.load(path, wanted).values())
         return Restored(described["step"], jax.tree.unflatten(jax.tree.structure(like), leaves), described["extra"])
 
     def _same(self, path: Path, tree: PyTree, extra: Mapping[str, Any]) -> bool:
@@ -242,7 +228,9 @@ class Checkpoints:
         """Every step that has a directory, complete or not; temporary names are not numbers."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir())
+        # Not "07" nor "٣", which int() reads as well.
+        numbers = (p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.name == str(int(p.name)))
+        return sorted(int(name) for name in numbers if (self.directory / name).is_dir())
 
     def _drop(self, steps: set[int]) -> None:
         if jax.process_index() == 0:
@@ -294,56 +282,10 @@ def _described(path: Path) -> dict[str, Any]:
     return {"step": step, "leaves": leaves, "extra": extra}
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _array(leaf: Any) -> Any:
-    """Orbax does not know NumPy's scalars."""
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
 def _bytes(leaf: Any) -> bytes:
     if isinstance(leaf, jax.Array):
         return b"".join(np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards)
     return np.asarray(leaf).tobytes()
-
-
-def _context() -> ocp.Context:
-    """Orbax without what is not used here: shardings always come from the target, and weights do not compress."""
-    context = ocp.Context()
-    context.array.saving.enable_write_sharding_file = False
-    context.array.saving.use_compression = False
-    context.asynchronous.create_directories_asynchronously = False
-    return context
-
-
-@contextlib.contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
-    """The folder under a name without brackets and stars, into which Orbax reads a pattern."""
-    if not any(letter in "*?[]" for letter in str(folder)):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as name:
-        link = Path(name) / "checkpoint"
-        link.symlink_to(folder)
-        yield link
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs every exception of its threads with a trace, and then raises it: once is enough."""
-    logger = logging.getLogger("absl")
-
-    def others(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
 
 
 def _remove(path: Path) -> None:

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -324,11 +325,15 @@ def attack(seconds: float, seed: int, say: Callable[[str], None] = print) -> Cou
       AssertionError: a wrong number, an unforeseen error, several lines, or a write outside; with what repeats it.
     """
     ends: Counter = Counter()
-    locks.FREE_AFTER, runs.WAIT_SECONDS = 1.0, 0.1  # a lock of a process that cannot be asked is waited for
-    step.forget_programs = lambda *_: None  # every trial runs the same ones
-    warnings.simplefilter("ignore")
     memory = Path("/dev/shm")  # hundreds of small files are flushed in each trial
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+    with (
+        # A lock of a process that cannot be asked is waited for, and every trial runs the same programs.
+        mock.patch.multiple(locks, FREE_AFTER=1.0),
+        mock.patch.multiple(runs, WAIT_SECONDS=0.1),
+        mock.patch.multiple(step, forget_programs=lambda *_: None),
+        warnings.catch_warnings(action="ignore"),
+        tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name,
+    ):
         scene = stage_the_scene(Path(name))
         end, number = time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -348,6 +353,8 @@ def attack(seconds: float, seed: int, say: Callable[[str], None] = print) -> Cou
 
 def child(workdir: str, npz: str, room: int) -> int:
     """The command that `disturbed` disturbs; with room it may write no larger file."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(75))  # as `experiments` does
     if room:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     known = chain(npz)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from kdjax import checkpoints, console, runs, settings, stages, trainer
+from kdjax import checkpoints, console, runs, settings, stages, storage, trainer
 from kdjax.errors import Refused
 from tests import tiny
 
@@ -47,7 +47,7 @@ def arm(when: str) -> None:
     elif what == "term":
         after(trainer.Trainer, "steps", signal.SIGTERM, generator=True)
     elif what == "save":
-        after(checkpoints.ocp, "save")
+        after(storage.ocp, "save")
     elif what == "end":
         original = checkpoints.write_manifest
 

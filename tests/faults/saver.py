@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from kdjax import checkpoints
+from kdjax import checkpoints, storage
 
 
 def tree(step: int) -> dict:
@@ -31,9 +31,9 @@ def die(*_: object) -> None:
 def arm(when: str) -> None:
     what, _, number = when.partition(":")
     owner, name, early = {
-        "before": (checkpoints.ocp, "save", True),
-        "during": (checkpoints.ocp, "save", True),
-        "written": (checkpoints.ocp, "save", False),
+        "before": (storage.ocp, "save", True),
+        "during": (storage.ocp, "save", True),
+        "written": (storage.ocp, "save", False),
         "described": (checkpoints, "write_json", False),
         "manifest": (checkpoints, "write_manifest", False),
         "renamed": (checkpoints, "sync_directory", True),
