@@ -3,16 +3,19 @@
     python -m experiments.ablation --plan
     python -m experiments.ablation --config=configs/ablation.py:cpu
 
-Sizes: none (WRN-40-2 to WRN-40-1, 200 epochs), `short` (30 epochs, for one GPU), `cpu` (ResNet-8 to ResNet-8 on 1,280
-images of the first 20 classes at 16x16, 60 epochs, four temperatures: less than half an hour on two cores).
+Sizes: `paper` or none (WRN-40-2 to WRN-40-1, 200 epochs), `short` (30 epochs, for one GPU), `cpu` (ResNet-8 to ResNet-8
+on 1,280 images of the first 20 classes at 16x16, 60 epochs, four temperatures).
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.base import finish
 from configs.cifar import kdc, short, small
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
     "cpu": {**small(), "recipe.T": (1.0, 2.0, 4.0, 10.0), "recipe.alpha": (0.5, 0.9, 1.0)},
     "short": short(30, precision="bfloat16", batch_size=512, **{"optimizer.lr": 0.4}),
 }

@@ -3,20 +3,23 @@
     python -m experiments.pairs --plan
     python -m experiments.pairs --config=configs/pairs.py:cpu
 
-Sizes: none (240 epochs, eight pairs), `short` (30 epochs, two pairs, for one GPU), `cpu` (ResNet-20 to ResNet-8 on
-1,280 images of the first 20 classes at 16x16, 60 epochs: about half an hour on two cores).
+Sizes: `paper` or none (240 epochs, eight pairs), `short` (30 epochs, two pairs, for one GPU), `cpu` (ResNet-20 to
+ResNet-8 on 1,280 images of the first 20 classes at 16x16, 60 epochs).
 
 mdistiller trains on all 50,000 images and reads its best epoch on the test set. Here a tenth is held out, the best
 epoch is chosen on it, and the test split is read once: expect lower numbers. Its ResNet-56 and -110 are `resnet56` and
 `resnet110` here (basic blocks), its MobileNetV2 is `mobilenet_v2_half`; `resnet50` is KD(C)'s.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.base import finish
 from configs.cifar import kdc, short, small
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
     "cpu": {**small(), "recipe.pairs": (("resnet20", "resnet8"),), "recipe.T_c": (1.0, 1.5, 3.0)},
     "short": {
         **short(30, precision="bfloat16", batch_size=512, **{"optimizer.lr": 0.4}),

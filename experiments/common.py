@@ -45,7 +45,11 @@ def main(
       ignored: fields that the experiment does not look at, see `experiments.command.read`.
     """
     console.steady()
-    code = call(run, sys.argv, default, workdir=workdir, ignored=ignored)
+    leave(call(run, sys.argv, default, workdir=workdir, ignored=ignored))
+
+
+def leave(code: int) -> None:
+    """Ends the process with an exit code; returns if it is 0."""
     # Compiled work may still be queued on the device; nothing of it is needed.
     sys.stdout.flush()
     sys.stderr.flush()

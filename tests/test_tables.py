@@ -12,7 +12,8 @@ import pytest
 from configs import ablation as ablation_config
 from configs import pairs as pairs_config
 from configs import table1 as table1_config
-from experiments import ablation, common, pairs, published, table1, tables
+from experiments import ablation, command, common, pairs, published, table1, tables
+from experiments import all as everything
 from experiments.sheets import Line, Sheet, printed
 from kdjax import metrics, objectives, posthoc
 from tests import tiny
@@ -162,6 +163,27 @@ def test_ablation_draws_its_grid_and_shows_what_failed(tmp_path, path, monkeypat
     table = (tmp_path / "ablation.md").read_text()
     assert "| T = 4, α = 0.5 (failed: loss is nan at step 2) | - |" in table and "| T = 1, α = 0.5 | " in table
     assert (tmp_path / "ablation.png").exists() and "failed" in (tmp_path / "ablation.html").read_text()
+
+
+def test_all_tables_share_a_work_directory_and_go_on_after_one_fails(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def call(run, words, default, *, ignored):
+        calls.append((run.__module__, words, default))
+        return 70 if "table1" in default else 0
+
+    monkeypatch.setattr(common, "call", call)
+    assert everything.run(["x", "--size=short", f"--workdir={tmp_path}", "--plan"]) == 70
+    assert [module for module, _, _ in calls] == ["experiments.table1", "experiments.ablation", "experiments.pairs"]
+    for _, words, default in calls:
+        given = command.read(words, default=default)
+        assert given.plan and given.config.run.workdir == str(tmp_path) and given.config.size.startswith("30 epochs")
+    assert everything.run(["x", "--size=cpuu"]) == 2 and "did you mean cpu" in capsys.readouterr().err
+    assert everything.commands(["x"])[0][1] == [
+        "experiments.table1",
+        "--config=configs/table1.py:cpu",
+        "--workdir=runs/cpu",
+    ]
 
 
 def test_sizes_change_the_size_and_say_so():

@@ -1,0 +1,70 @@
+"""Every table of one size, one after the other in one work directory, so that they share what they can.
+
+    python -m experiments.all --size=cpu --plan
+    python -m experiments.all --size=cpu --workdir runs/cpu
+
+What is finished is reused and what was begun goes on, so the same command may be typed again after any interruption.
+The exit code is the first one that is not 0; the tables after it are still made, unless a signal asked for a stop.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import ablation, common, pairs, table1
+from kdjax import console
+from kdjax.errors import Refused, one_of
+from kdjax.settings import EXIT_INTERRUPTED, EXIT_REFUSED
+
+TABLES = {"table1": table1, "ablation": ablation, "pairs": pairs}
+SIZES = ("cpu", "short", "paper")
+
+
+def commands(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(table, its words) of every table.
+
+    Raises:
+      Refused: an unknown size or flag.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("size", "cpu", "cpu, short or paper, as in configs/table1.py.", values)
+    flags.DEFINE_string("workdir", None, "Holds all stages and tables; default runs/SIZE.", values)
+    flags.DEFINE_bool("plan", False, "Print what would run; run nothing.", values)
+    try:
+        left = values([*argv])
+    except flags.Error as error:
+        raise Refused(" ".join(str(error).split())) from error
+    if len(left) > 1:
+        raise Refused(f"{left[1]!r} is no flag; the flags are --size, --workdir and --plan.")
+    size = one_of("--size", str(values["size"].value), SIZES)
+    shared = [f"--workdir={values['workdir'].value or f'runs/{size}'}", *(["--plan"] if values["plan"].value else [])]
+    return [(name, [f"experiments.{name}", f"--config=configs/{name}.py:{size}", *shared]) for name in TABLES]
+
+
+def run(argv: Sequence[str]) -> int:
+    """The first exit code that is not 0, after all tables."""
+    try:
+        planned = commands(argv)
+    except Refused as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    codes = []
+    for name, words in planned:
+        print(f"== {' '.join(words)}", flush=True)
+        module = TABLES[name]
+        ignored = getattr(module, "IGNORED", common.ONLY)
+        codes.append(common.call(module.run, words, f"configs/{name}.py", ignored=ignored))
+        if codes[-1] == EXIT_INTERRUPTED:
+            break
+    return next((code for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    if any(word in ("-h", "--help", "-help") for word in sys.argv[1:]):
+        print((__doc__ or "").strip())
+        sys.exit(0)
+    console.steady()
+    common.leave(run(sys.argv))
