@@ -107,11 +107,11 @@ def nested(leaves: Mapping[str, Any], empty: Iterable[str] = (), where: str = "t
     return tree
 
 
-def refuse_misfit(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+def refuse_misfit(path: Path, stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
     """Refuses a checkpoint whose names, dtypes or shapes are not the ones wanted.
 
     Args:
-      found, wanted: name -> (dtype, shape).
+      stored, wanted: name -> (dtype, shape).
 
     Raises:
       Refused: naming the first that differs.
@@ -122,13 +122,13 @@ def refuse_misfit(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, t
         return first if not others else f"{first} (and {len(others)} more)"
 
     parts = []
-    if missing := wanted.keys() - found.keys():
+    if missing := wanted.keys() - stored.keys():
         parts.append(f"it lacks {some(missing)}")
-    if more := found.keys() - wanted.keys():
+    if more := stored.keys() - wanted.keys():
         parts.append(f"it has {some(more)}, which is not in this run")
-    for name in sorted(found.keys() & wanted.keys()):
-        if found[name] != wanted[name]:
-            there, here = (f"{dtype}{list(shape)}" for dtype, shape in (found[name], wanted[name]))
+    for name in sorted(stored.keys() & wanted.keys()):
+        if stored[name] != wanted[name]:
+            there, here = (f"{dtype}{list(shape)}" for dtype, shape in (stored[name], wanted[name]))
             parts.append(f"{name} is {there} there and {here} here")
             break
     if parts:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import shlex
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from flax import linen as nn
 
 import kdjax
 from experiments import command, common
-from kdjax import data, metrics, models, objectives, posthoc, runs, transforms, types
+from kdjax import cli, data, metrics, models, objectives, posthoc, runs, transforms, types
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
@@ -235,12 +236,23 @@ def test_a_command_is_one_that_its_program_reads(example, tmp_path, monkeypatch)
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["pip", "install"]:
-        extras = re.findall(r"\[(.*?)\]", words[2])
+        extras = [extra for listed in re.findall(r"\[(.*?)\]", words[2]) for extra in listed.split(",")]
         assert all(re.search(rf"^{extra} = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE) for extra in extras)
         if words[3:4] == ["&&"]:
             _module(words[6], words[7:], tmp_path, monkeypatch)
+    elif words[0] == "kdjax":
+        _kdjax(words[1:], tmp_path, monkeypatch)
     else:
         assert words[0] == "cp" and (ROOT / words[2]).parent.is_dir()
+
+
+def _kdjax(words: list[str], folder: Path, monkeypatch) -> None:
+    """Runs the command in a folder that holds the example files, and what the commands before it would have left."""
+    monkeypatch.chdir(folder)
+    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
+    posthoc.fitted("temperature", {"T": np.float64(2.0)}, num_classes=10).save("calibrator.json")
+    shutil.copy(folder / "docs" / "examples" / "test.csv", folder / "calibrated.csv")
+    assert cli.main(words) == 0
 
 
 def _module(name: str, words: list[str], folder: Path, monkeypatch) -> None:

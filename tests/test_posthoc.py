@@ -470,7 +470,7 @@ class TestFromOutside:
             ("temperature", lambda z, y: {}, "exists already"),
             ("my scaling", lambda z, y: {}, "expected a name"),
             ("mine", 3, "fit of the post-hoc method 'mine' is 3"),
-            ("mine", namespace["fit"], "give version="),
+            ("mine", namespace["fit"], "pass version="),
         ):
             with pytest.raises(Refused, match=sentence):
                 posthoc.register(name, fit, lambda params, z: z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,8 @@ from kdjax.report import Grid
 METHODS = ("temperature", "vector", "dirichlet", "isotonic", "classwise_temperature")
 NOTHING = "as it is"
 FOLDS = 5
-# K² weights: beyond this many classes the fit takes hours and the file megabytes.
-_MOST_FOR_DIRICHLET = 200
+# K² weights: beyond this many classes the fits take minutes, and the file is large.
+_MOST_FOR_DIRICHLET = 50
 _SHOWN = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "smece", "sce")
 
 
@@ -53,6 +54,11 @@ def calibrate(fit: str, test: str, out: str, methods: str, how: How) -> list[str
     best = min(candidates, key=lambda c: c.nll)
     chosen = _final(best.method, fitting)
     before, after = _before_and_after(chosen, best, fitting, testing)
+    if not methods and len(names) < len(METHODS):
+        lines += [
+            f"dirichlet is left out beyond {_MOST_FOR_DIRICHLET} classes; --methods=dirichlet fits its K² weights.",
+            "",
+        ]
     lines += [words.aligned(_candidates(candidates, fitting)), "", _choice(best, candidates[0])]
     measured = f"on {testing.name}" if testing else f"on {fitting.name}, each fifth of it by a fit on the rest"
     lines += ["", f"before and after, {measured}:", "", words.aligned(_changes(before, after)), ""]
@@ -115,6 +121,8 @@ def _cross_validated(fitting: Predictions, names: list[str]) -> list[Candidate]:
     fold[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % FOLDS
     made = [Candidate(NOTHING, metrics.nll(logits, labels), logits)]
     for name in names:
+        if sys.stderr.isatty():
+            print(f"fitting {name} ...", file=sys.stderr)
         held_out = np.empty_like(logits)
         for f in range(FOLDS):
             inside, outside = fold != f, fold == f

@@ -97,7 +97,8 @@ def read(path: str | Path, how: How) -> Predictions:
     if suffix in TABLES:
         table = TABLES[suffix](path, how.scores, label_name, how.limit)
         scores, labels, said = table.scores, table.labels, [*table.said]
-        names, origin = tables.class_names(table.names), f"column {printable(table.label_name, 60)!r}"
+        words = np.unique(labels) if labels is not None and labels.dtype.kind == "U" else ()
+        names, origin = tables.class_names(table.names, map(str, words)), f"column {printable(table.label_name, 60)!r}"
     else:
         scores, labels, names, said, origin = _from_arrays(open_arrays(path, how.limit), how.scores, label_name)
     if label_file:
@@ -170,8 +171,8 @@ def _from_arrays(
     said = [f"scores: array {printable(chosen, 40)!r}"]
     if unread := [name for name in rest if name not in (label, classes)]:
         said.append(f"left out: {', '.join(repr(printable(name, 30)) for name in unread[:8])}")
-    found = source.read(label) if label else None
-    return source.read(chosen), found, names, said, f"array {printable(label, 40)!r}"
+    vector = source.read(label) if label else None
+    return source.read(chosen), vector, names, said, f"array {printable(label, 40)!r}"
 
 
 def _label_file(path: Path, limit: int) -> np.ndarray:

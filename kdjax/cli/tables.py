@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -286,14 +286,19 @@ def _typed(texts: np.ndarray) -> np.ndarray:
     return texts
 
 
-def class_names(heads: Sequence[str]) -> tuple[str, ...]:
-    """The class names in headings: what follows their common beginning ("p_cat", "p_dog" -> "cat", "dog")."""
+def class_names(heads: Sequence[str], labels: Iterable[str] = ()) -> tuple[str, ...]:
+    """The class names in headings: what follows their common beginning ("p_cat", "p_dog" -> "cat", "dog").
+
+    Of a beginning of several words ("p_big cat", "p_big dog") so many belong to the names as the labels say.
+    """
     heads = [head.strip() for head in heads]
     if len(heads) < 2:
         return tuple(heads)
     letters = zip(*heads, strict=False)
-    cut = sum(1 for _ in itertools.takewhile(lambda column: len({*column}) == 1, letters))
-    numbered = all(head[cut:].isdigit() or not head[cut:] for head in heads)
-    while cut and (heads[0][cut - 1].isdigit() if numbered else heads[0][cut - 1].isalnum()):
-        cut -= 1
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len({*column}) == 1, letters))
+    numbered = all(head[shared:].isdigit() or not head[shared:] for head in heads)
+    within_name = str.isdigit if numbered else str.isalnum
+    cuts = [cut for cut in range(shared, 0, -1) if not within_name(heads[0][cut - 1])] + [0]
+    wanted = {*labels}
+    cut = next((cut for cut in cuts if wanted <= {head[cut:] for head in heads}), cuts[0])
     return tuple(head[cut:] for head in heads)

@@ -1,4 +1,4 @@
-"""What every metric refuses on the host, before it computes anything (floor 1).
+"""What every metric refuses on the host, before it computes anything.
 
 Traced arrays pass: their values are not known yet. Everything that returns an array returns float64 (or int64) NumPy.
 """
@@ -33,8 +33,8 @@ def unit_interval(what: str, values: Any) -> None:
         return
     low, high = float(values.min()), float(values.max())
     if not (low >= -VALUE_SLACK and high <= 1 + VALUE_SLACK):
-        found = "NaN" if low != low or high != high else f"values from {low:.6g} to {high:.6g}"
-        raise Refused(f"{what} holds {found}; expected probabilities in [0, 1] (apply a softmax to logits first).")
+        held = "NaN" if low != low or high != high else f"values from {low:.6g} to {high:.6g}"
+        raise Refused(f"{what} holds {held}; expected probabilities in [0, 1] (apply a softmax to logits first).")
 
 
 def confidences(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""One pass over the rows of a logit matrix, in float64 and in bounded memory (floor 1)."""
+"""One pass over the rows of a logit matrix, in float64 and in bounded memory."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def rows(logits: Any, labels: Any) -> Rows:
     def part(start: int) -> Rows:
         block = z[start : start + step].astype(np.float64)
         y = labels[start : start + step, None]
-        own = np.take_along_axis(block, y, 1)
-        ahead = (block == own) & (np.arange(num_classes) < y)
-        rank = (block > own).sum(1) + ahead.sum(1)
+        of_label = np.take_along_axis(block, y, 1)
+        ahead = (block == of_label) & (np.arange(num_classes) < y)
+        rank = (block > of_label).sum(1) + ahead.sum(1)
         top = block.max(1)
         block -= top[:, None]
         nll = -np.take_along_axis(block, y, 1)[:, 0]

@@ -1,4 +1,4 @@
-"""Reliability bins: the mergeable statistic behind ECE, MCE, OE, SCE and the reliability diagram (floor 1)."""
+"""Reliability bins: the mergeable statistic behind ECE, MCE, OE, SCE and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -220,8 +220,8 @@ def top_label(logits: Float[Any, "N K"], labels: Any) -> tuple[Any, Any]:
         return probs.max(-1), z.argmax(-1) == labels
     from kdjax.metrics._rows import rows
 
-    found = rows(logits, labels)
-    return found.confidence, found.rank == 0
+    examples = rows(logits, labels)
+    return examples.confidence, examples.rank == 0
 
 
 def interpolated_edges(confidence: Float[Any, "N"], bins: int = 15) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Top-label calibration errors: confidence of the predicted class against its being right (floor 1).
+"""Top-label calibration errors: confidence of the predicted class against its being right.
 
 All take `confidence` [N] and `correct` [N] (see `top_label`) and return a fraction; tables print it times 100. Bin m
 of M is (m/M, (m+1)/M]; the first also holds exactly 0, the last holds exactly 1. An empty bin contributes 0; with
@@ -106,8 +106,8 @@ def debiased_l2(
     Source: Kumar, Liang & Ma 2019, verified_calibration, which cuts midway between neighboring chunks.
     """
     confidence, correct = _check.confidences(confidence, correct)
-    found = binned(confidence, correct, bins=interpolated_edges(confidence, bins) if edges is None else edges)
-    several = found.count > 1
-    noise = found.accuracy * (1 - found.accuracy) / np.where(several, found.count - 1, 1)
-    square = float((found.weight * np.where(several, found.gap**2 - noise, 0.0)).sum())
+    by_mass = binned(confidence, correct, bins=interpolated_edges(confidence, bins) if edges is None else edges)
+    several = by_mass.count > 1
+    noise = by_mass.accuracy * (1 - by_mass.accuracy) / np.where(several, by_mass.count - 1, 1)
+    square = float((by_mass.weight * np.where(several, by_mass.gap**2 - noise, 0.0)).sum())
     return max(square, 0.0) ** 0.5 if root else square

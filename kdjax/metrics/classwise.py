@@ -1,4 +1,4 @@
-"""Class-wise calibration errors, and every binned error of a logit matrix in one call (floor 1).
+"""Class-wise calibration errors, and every binned error of a logit matrix in one call.
 
 All schemes share one sort of each class's column: once the column is in order, a bin of any scheme is a slice, and the
 hits of a class are its own examples' values, looked up in the same edges. Columns are taken in chunks, so that the
@@ -26,11 +26,11 @@ class Column(NamedTuple):
 
     Attributes:
       probs: [N], p_j of all examples, ascending.
-      own: [N_j], p_j of the examples of class j, ascending.
+      hits: [N_j], p_j of the examples of class j, ascending.
     """
 
     probs: np.ndarray
-    own: np.ndarray
+    hits: np.ndarray
 
 
 Scheme = Callable[[Column, int], float]
@@ -39,8 +39,8 @@ Scheme = Callable[[Column, int], float]
 def _inside(column: Column, edges: np.ndarray, side: Any, low: int | None = 0) -> Bins:
     """Bins between ascending edges. `side` is "right" for (lo, hi]; `low=0` puts what lies below in the first bin."""
     cuts = np.searchsorted(column.probs, edges, side)
-    hits = np.searchsorted(column.own, edges, side)
-    cuts[-1], hits[-1] = column.probs.size, column.own.size
+    hits = np.searchsorted(column.hits, edges, side)
+    cuts[-1], hits[-1] = column.probs.size, column.hits.size
     if low == 0:
         cuts[0] = hits[0] = 0
     sums = [column.probs[a:b].sum() for a, b in itertools.pairwise(cuts)]
@@ -52,16 +52,16 @@ def _sce(column: Column, bins: int) -> float:
 
 
 def _stride(column: Column, bins: int) -> float:
-    found = _inside(column, stride_edges(column.probs, bins), "right", low=None)
+    stride_bins = _inside(column, stride_edges(column.probs, bins), "right", low=None)
     # Weights are n_b / N with the N of all examples, also of those that fall in no bin.
-    return float(abs(found.confidence - found.correct).sum() / column.probs.size)
+    return float(abs(stride_bins.confidence - stride_bins.correct).sum() / column.probs.size)
 
 
 def _rounded(column: Column, bins: int) -> float:
     first = np.searchsorted(column.probs, 0.0, "right")
     if first == column.probs.size:
         return 0.0
-    kept = Column(column.probs[first:], column.own[np.searchsorted(column.own, 0.0, "right") :])
+    kept = Column(column.probs[first:], column.hits[np.searchsorted(column.hits, 0.0, "right") :])
     return float(_inside(kept, rounded_edges(kept.probs, bins), "left").ece)
 
 
@@ -75,12 +75,12 @@ def _mean_over_classes(
     starts = np.searchsorted(labels[by_class], np.arange(num_classes + 1))
 
     def part(first: int) -> np.ndarray:
-        found = np.zeros(len(schemes))
+        sums = np.zeros(len(schemes))
         for j, column in enumerate(block(first, min(first + chunk, num_classes)), first):
-            own = np.sort(column[by_class[starts[j] : starts[j + 1]]])
+            hits = np.sort(column[by_class[starts[j] : starts[j + 1]]])
             column.sort()
-            found += [scheme(Column(column, own), bins) for scheme in schemes]
-        return found
+            sums += [scheme(Column(column, hits), bins) for scheme in schemes]
+        return sums
 
     return np.sum(spread(part, range(0, num_classes, chunk)), axis=0) / num_classes
 
@@ -188,19 +188,19 @@ def binned_errors(logits: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "N"], 
     return errors_of(rows(logits, labels), logits, labels, bins)
 
 
-def errors_of(found: Rows, logits: Any, labels: Any, bins: int) -> dict[str, float]:
+def errors_of(examples: Rows, logits: Any, labels: Any, bins: int) -> dict[str, float]:
     """`binned_errors` when the pass over the rows has been made."""
     z, labels = np.asarray(logits), np.asarray(labels)
     bins = _check.bin_count(bins)
-    correct = found.rank == 0
-    top = binned(found.confidence, correct, bins=bins)
-    mass = binned(found.confidence, correct, bins=interpolated_edges(found.confidence, bins))
+    correct = examples.rank == 0
+    top = binned(examples.confidence, correct, bins=bins)
+    mass = binned(examples.confidence, correct, bins=interpolated_edges(examples.confidence, bins))
 
     def block(first: int, last: int) -> np.ndarray:
         part = z[:, first:last].T.astype(np.float64, order="C")
-        part -= found.top
+        part -= examples.top
         np.exp(part, out=part)
-        part /= found.total
+        part /= examples.total
         return part
 
     classwise = _mean_over_classes(block, labels, z.shape, bins, _sce, _stride, _rounded)

@@ -1,4 +1,4 @@
-"""Split conformal prediction sets: LAC, APS and RAPS (floor 1). On the host, in float64.
+"""Split conformal prediction sets: LAC, APS and RAPS. On the host, in float64.
 
     q = fit(aps, calibration_probs, calibration_labels, alpha=0.1)
     chosen = sets(aps, test_probs, q)                      # [N, K] bool
@@ -128,8 +128,8 @@ def fit_classwise(
     scores = _scored(score, probs, key)
     labels = _check.classes(labels, *scores.shape)
     within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True)
-    own = scores[np.arange(len(labels)), labels]
-    members = (own[labels == j] for j in range(scores.shape[1]))
+    of_label = scores[np.arange(len(labels)), labels]
+    members = (of_label[labels == j] for j in range(scores.shape[1]))
     return np.array([threshold(m, alpha) if m.size else np.inf for m in members])
 
 

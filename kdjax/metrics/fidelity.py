@@ -1,4 +1,4 @@
-"""How closely a student follows its teacher, whatever the labels say (floor 1). On the host, in float64."""
+"""How closely a student follows its teacher, whatever the labels say. On the host, in float64."""
 
 from __future__ import annotations
 

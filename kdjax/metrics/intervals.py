@@ -1,4 +1,4 @@
-"""How certain is a number? Bootstrap over examples, and spread over seeds (floor 1). On the host."""
+"""How certain is a number? Bootstrap over examples, and spread over seeds. On the host."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def bootstrap(
 
 
 def _seeds(values: Any, what: str) -> np.ndarray:
-    found = np.asarray(values, np.float64)
-    if found.ndim != 1 or found.size == 0 or np.isnan(found).any():
-        raise Refused(f"{what} have shape {found.shape}; expected one number for each seed, at least one, no NaN.")
-    return found
+    numbers = np.asarray(values, np.float64)
+    if numbers.ndim != 1 or numbers.size == 0 or np.isnan(numbers).any():
+        raise Refused(f"{what} have shape {numbers.shape}; expected one number for each seed, at least one, no NaN.")
+    return numbers
 
 
 def over_seeds(values: Float[ArrayLike, "n"] | Sequence[float]) -> Spread:
@@ -118,8 +118,8 @@ def over_seeds(values: Float[ArrayLike, "n"] | Sequence[float]) -> Spread:
     Raises:
       Refused: no value, or NaN.
     """
-    found = _seeds(values, "values")
-    return Spread(float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else 0.0, found.size)
+    numbers = _seeds(values, "values")
+    return Spread(float(numbers.mean()), float(numbers.std(ddof=1)) if numbers.size > 1 else 0.0, numbers.size)
 
 
 def paired(

@@ -1,4 +1,4 @@
-"""Does confidence rank right above wrong, and known above unknown? (floor 1). On the host, in float64.
+"""Does confidence rank right above wrong, and known above unknown?. On the host, in float64.
 
 Everywhere a larger score means "more confident" (right; in-distribution), and ties count half, as in the expectation
 over a random order: no value depends on the order of the examples.

@@ -1,4 +1,4 @@
-"""The numbers of one evaluation (floor 1): what the trainer logs and the report prints."""
+"""The numbers of one evaluation: what the trainer logs and the report prints."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def evaluate(logits: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "N"], *, bi
       Refused: N = 0, a wrong rank, NaN or +inf logits, labels that are no integers in [0, K), bins < 1. Logits that
         look like probabilities only warn.
     """
-    found = rows(logits, labels)
-    confidence, correct = found.confidence, found.rank == 0
-    errors = errors_of(found, logits, labels, bins)
+    examples = rows(logits, labels)
+    confidence, correct = examples.confidence, examples.rank == 0
+    errors = errors_of(examples, logits, labels, bins)
     return {
         "top1": float(correct.mean()),
-        **({"top5": float((found.rank < 5).mean())} if np.shape(logits)[1] > 5 else {}),
-        "nll": float(found.nll.mean()),
-        "brier": float(found.brier.mean()),
-        "entropy": float(found.entropy.mean()),
+        **({"top5": float((examples.rank < 5).mean())} if np.shape(logits)[1] > 5 else {}),
+        "nll": float(examples.nll.mean()),
+        "brier": float(examples.brier.mean()),
+        "entropy": float(examples.entropy.mean()),
         "confidence": float(confidence.mean()),
         **errors,
         "smece": smooth.smece(confidence, correct),
@@ -59,5 +59,5 @@ def reliability(logits: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "N"], *,
     Raises:
       Refused: as `evaluate`.
     """
-    found = rows(logits, labels)
-    return binned(found.confidence, found.rank == 0, bins=bins)
+    examples = rows(logits, labels)
+    return binned(examples.confidence, examples.rank == 0, bins=bins)

@@ -1,4 +1,4 @@
-"""Accuracy, proper scores and entropy (floor 1). All on the host, in float64, averaged over the examples."""
+"""Accuracy, proper scores and entropy. All on the host, in float64, averaged over the examples."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def brier(probs: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "N"]) -> float:
     """
     probs = _check.probabilities(probs)
     labels = _check.classes(labels, *probs.shape)
-    own = probs[np.arange(len(labels)), labels]
-    others = np.einsum("nk,nk->n", probs, probs) - own**2
-    return float((np.maximum(others, 0.0) + (1 - own) ** 2).mean())
+    of_label = probs[np.arange(len(labels)), labels]
+    others = np.einsum("nk,nk->n", probs, probs) - of_label**2
+    return float((np.maximum(others, 0.0) + (1 - of_label) ** 2).mean())
 
 
 class BrierParts(NamedTuple):
@@ -90,14 +90,16 @@ def brier_decomposition(probs: Float[ArrayLike, "N K"], labels: Int[ArrayLike, "
     labels = _check.classes(labels, *probs.shape)
     onehot = np.zeros_like(probs)
     onehot[np.arange(len(labels)), labels] = 1.0
-    found = binned(probs.clip(0, 1), onehot, bins=bins)
+    by_class = binned(probs.clip(0, 1), onehot, bins=bins)
     rate = onehot.mean(0)
-    reliability = float((found.weight * found.gap**2).sum())
-    resolution = float((found.weight * (found.accuracy - rate[:, None]) ** 2).sum())
+    reliability = float((by_class.weight * by_class.gap**2).sum())
+    resolution = float((by_class.weight * (by_class.accuracy - rate[:, None]) ** 2).sum())
     uncertainty = float((rate * (1 - rate)).sum())
     # (p - y)² splits into three orthogonal parts; the two sums over members that Bins lacks are taken directly.
-    second = float((probs**2).mean(0).sum() - (found.weight * found.mean_confidence**2).sum())
-    cross = float((probs * onehot).mean(0).sum() - (found.weight * found.mean_confidence * found.accuracy).sum())
+    second = float((probs**2).mean(0).sum() - (by_class.weight * by_class.mean_confidence**2).sum())
+    cross = float(
+        (probs * onehot).mean(0).sum() - (by_class.weight * by_class.mean_confidence * by_class.accuracy).sum()
+    )
     return BrierParts(reliability, resolution, uncertainty, second - 2 * cross)
 
 

@@ -1,4 +1,4 @@
-"""Calibration errors without bins: smooth ECE and the Dirichlet-kernel estimator (floor 1)."""
+"""Calibration errors without bins: smooth ECE and the Dirichlet-kernel estimator."""
 
 from __future__ import annotations
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from inspect import getsource
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +15,7 @@ from kdjax.errors import Refused
 from kdjax.losses.numerics import at_least_float32
 from kdjax.options import Check
 from kdjax.posthoc.portable import check_params
+from kdjax.source_code import source_version
 
 Params = Mapping[str, Any]
 
@@ -51,20 +48,7 @@ class PostHoc(NamedTuple):
         Raises:
           Refused: no source is to be found, as for code typed into a console, and no version was given.
         """
-        return self.stated_version or _source_hash(self.fit)
-
-
-def _source_hash(function: Callable[..., Any]) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    try:
-        return hashlib.sha256(getsource(module).encode()).hexdigest()  # type: ignore[arg-type]
-    except (OSError, TypeError) as error:
-        raise Refused(
-            f"the source of {getattr(function, '__qualname__', function)} is not to be found, and changed code could "
-            "not be told from the same; give version='1', or put it into a file."
-        ) from error
+        return source_version("a post-hoc method", self.fit, self.stated_version)
 
 
 def prepared(form: str, params: Any, logits: Any) -> tuple[Any, dict[str, Any]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,12 @@ class TestReading:
     def test_class_names_of_headings(self, heads, names):
         assert class_names(heads) == names
 
+    def test_class_names_begin_where_the_labels_do(self):
+        heads = ["p_big cat", "p_big dog"]
+        assert class_names(heads) == ("cat", "dog")
+        assert class_names(heads, ["big dog"]) == ("big cat", "big dog")
+        assert class_names(heads, ["p_big dog"]) == tuple(heads)
+
 
 def test_audit_writes_a_page_and_the_metrics_numbers(tmp_path, capsys):
     path, other = probabilities(tmp_path / "a.csv"), npz(tmp_path / "b.npz", logits=3 * LOGITS, labels=LABELS)
@@ -165,6 +173,43 @@ def test_audit_writes_a_page_and_the_metrics_numbers(tmp_path, capsys):
     tags = [tag for tag, _ in page.tags]
     assert tags.count("img") == 2 and tags.count("table") == 6 and "script" not in tags
     assert len((tmp_path / "page.html").read_text()) < 2**20
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_is_read_on_a_telephone_without_sideways_scrolling(tmp_path, capsys):
+    rows = [[*PROBS[i], "a class of a rather long name"[: 5 + 8 * LABELS[i]]] for i in range(N)]
+    heads = [f"p_{'a class of a rather long name'[: 5 + 8 * k]}" for k in range(K)]
+    table(tmp_path / "predictions_of_a_model_with_quite_a_long_name.csv", [*heads, "label"], rows)
+    assert main(["audit", "predictions_of_a_model_with_quite_a_long_name.csv"]) == 0
+    html = (tmp_path / "audit.html").read_text()
+    measure = """<script>addEventListener("load", () => {
+      const boxes = [...document.querySelectorAll("table, img")];
+      const wide = boxes.filter(box => box.scrollWidth > box.parentElement.clientWidth);
+      const sizes = [document.documentElement.scrollWidth, innerWidth, wide.length];
+      parent.document.title = [...sizes, document.querySelector("img").naturalWidth].join(" ");
+    })</script>"""
+    page = re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", f"{measure}</body>")
+    done = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", "--virtual-time-budget=3000", "--window-size=420,800", "--dump-dom",
+         (tmp_path / "audit.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr and "Numbers" in done.stdout
+    framed = f'<title></title><iframe width="420" height="800" srcdoc="{escape(page)}"></iframe>'
+    (tmp_path / "measured.html").write_text(framed)
+    done = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=3000", "--window-size=420,800", "--dump-dom", (tmp_path / "measured.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    title = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
+    assert title, done.stderr[-500:]
+    scroll, width, wider, picture = map(int, title.groups())
+    assert width == 420 and scroll <= width and wider == 0 and picture > 300
 
 
 def test_names_from_files_are_escaped_and_stripped(tmp_path, capsys):
