@@ -5,28 +5,37 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kdjax import checkpoints, files, locks
-from kdjax.errors import Refused
+from kdjax.errors import Held, Refused
 from kdjax.processes import is_primary, on_primary
 from kdjax.stages import Stage
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[Callable[[], None]]:
     """Makes the directory and holds its lock, by process 0 for all; a refusal reaches every process.
 
+    Yields a function to be called before anything is written: it raises Held where another run has taken the directory
+    over, because this one's heartbeat had stopped (a suspended machine, a disk that was away).
+
     Raises:
-      Refused: it cannot be written, or another run holds it.
+      Refused: it cannot be written.
+      Held: another run holds it.
     """
     on_primary(lambda: _writable(directory))
     lock = checkpoints.Lock(directory)
     on_primary(lambda: lock.__enter__() and None)
+
+    def confirm() -> None:
+        if not lock.held():
+            raise Held(f"{directory} was taken over by another run, or its lock removed, while this one did not move.")
+
     try:
-        yield
+        yield lambda: on_primary(confirm)
     finally:
         if is_primary():
             lock.__exit__(None, None, None)

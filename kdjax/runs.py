@@ -145,12 +145,12 @@ def run_stage(
         if text := result.other_numerics():
             reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
         return result
-    with claim.locked(directory):
+    with claim.locked(directory) as confirm:
         # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
         if on_primary(lambda: _done(stage, directory)):
             return results.read(stage, workdir)
         on_primary(lambda: claim.write_owner(stage, directory))
-        return StageRun(stage, settings, reporter, asked).finish(position, total)
+        return StageRun(stage, settings, reporter, asked, confirm).finish(position, total)
 
 
 def _done(stage: Stage, directory: Path) -> bool:

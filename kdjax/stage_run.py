@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,19 @@ class StageRun:
 
     Args:
       asked: not empty once a signal has asked for a stop.
+      confirm: raises Held where the stage's directory is no longer this run's; called before what is written counts.
     """
 
-    def __init__(self, stage: Stage, settings: Settings, reporter: console.Reporter, asked: Asked):
+    def __init__(
+        self,
+        stage: Stage,
+        settings: Settings,
+        reporter: console.Reporter,
+        asked: Asked,
+        confirm: Callable[[], None] = lambda: None,
+    ):
         self.stage, self.settings, self.reporter, self.asked = stage, settings, reporter, asked
+        self.confirm = confirm
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
         teacher = results.teacher_of(stage, self.workdir)
@@ -138,6 +147,7 @@ class StageRun:
         if progress.ended:
             self._close_epoch(progress)
         if stop or self._due(progress):
+            self.confirm()
             self.store.save(progress.step, progress.state, extra=self._extra())
         if stop and progress.step < self.task.total_steps:
             raise Interrupted(
@@ -184,6 +194,7 @@ class StageRun:
             name: self.trainer.predict(restored.tree, getattr(self.task.dataset, name))
             for name in ("calibration", "test")
         }
+        self.confirm()
         on_primary(lambda: self._write_results(logits, restored.step // self.task.steps_per_epoch, began))
 
     def _write_results(self, logits: Mapping[str, np.ndarray], epoch: int, began: float) -> None:

@@ -158,6 +158,29 @@ def test_a_stage_finished_by_another_process_meanwhile_is_reused(tmp_path, npz, 
     assert result.reused and not any("resumed" in text for text in said)
 
 
+def test_a_run_that_lost_its_lock_leaves_the_directory_to_the_other(tmp_path, npz, monkeypatch):
+    """Another one took it over in the middle of the first epoch: nothing more is saved until that one is gone."""
+    stage = Stage(tiny.recipe(npz, epochs=3))
+    directory = stage.directory(tmp_path)
+    original, saved = checkpoints.Checkpoints.save, []
+
+    def save(self, step, *args, **kwargs):
+        saved.append(((directory / ".lock").read_text() == "another's", step))
+        original(self, step, *args, **kwargs)
+        if len(saved) == 2:  # selected/4 and checkpoints/4
+            (directory / ".lock").write_text("another's")
+
+    def wait(asked):
+        assert saved[2:] == [] or saved[2:] == [(True, 8)], "at most the selected epoch, which the next epoch writes"
+        (directory / ".lock").unlink(missing_ok=True)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
+    monkeypatch.setattr(runs, "_wait", wait)
+    how = settings.Settings(workdir=str(tmp_path), checkpoint_epochs=1, devices=1)
+    outcome = runs.run_all([stage], how)
+    assert not outcome.results[stage.id].reused and checkpoints.verify_manifest(directory, stage.owner) == []
+
+
 @pytest.mark.parametrize("moment", ["rehearse", "evaluate", "read"])
 def test_a_signal_outside_of_training_stops_at_once(tmp_path, npz, monkeypatch, moment):
     """SIGTERM while a stage is rehearsed, evaluated, and once it is finished: the next is not even begun."""
