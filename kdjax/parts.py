@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import optax
 
 from kdjax import limits, models, objectives, transforms
+from kdjax.data.checks import check_tokens
 from kdjax.errors import Refused
+from kdjax.prepare import Tokens
 from kdjax.recipes import Recipe
 from kdjax.types import Dataset, Model, Prepare, Transform
 
@@ -37,6 +39,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform for another kind of
         input; a batch that the group of BatchNorm does not divide.
+from kdjax.data.checks import check_tokens
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
@@ -50,8 +53,26 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
             f"norm_group is {recipe.norm_group} and batch_size {recipe.batch_size}; expected a group that divides the "
             "batch."
         )
+    _check_vocabulary(recipe, dataset)
     same = dataclasses.replace(recipe, seed=0)
     return _parts(same, dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
+
+
+def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuses token ids that the network has no word for: the gather would clamp them, or give NaN."""
+    rows = models.vocab_size(recipe.model, **recipe.model_options)
+    if rows is None or dataset.kind != "text":
+        return
+    if isinstance(dataset.prepare, Tokens):
+        if dataset.prepare.size > rows:
+            raise Refused(
+                f"data set {dataset.name!r} has ids of a vocabulary of {dataset.prepare.size} entries and model "
+                f"{recipe.model!r} rows for {rows}; expected no more ids than rows: set "
+                f"model_options.vocab_size={dataset.prepare.size}."
+            )
+        return
+    for what in ("train", "calibration", "test"):
+        check_tokens(f"{dataset.name} {what}", getattr(dataset, what).inputs, rows)
 
 
 @functools.lru_cache(maxsize=256)

@@ -66,9 +66,30 @@ class Unchanged:
         return {"kind": "unchanged"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids as they are; says what turned the texts into them, so that others are turned alike.
+
+    Attributes:
+      vocabulary: SHA-256 over the vocabulary and its normalization (`kdjax.huggingface.Vocabulary.digest`).
+      size: number of entries; ids are below it.
+      max_length: S, tokens of each text, padding included.
+    """
+
+    vocabulary: str
+    size: int
+    max_length: int
+
+    def __call__(self, inputs: PyTree) -> PyTree:
+        return inputs
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "tokens", **dataclasses.asdict(self)}
+
+
 Prepare = Normalize | Unchanged | Callable[[PyTree], PyTree]
 
-PREPARES: dict[str, Callable[..., Any]] = {"normalize": Normalize, "unchanged": Unchanged}
+PREPARES: dict[str, Callable[..., Any]] = {"normalize": Normalize, "unchanged": Unchanged, "tokens": Tokens}
 
 
 def from_description(description: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@
     data = load("arrays", path="mine.npz", num_classes=10)               # your own arrays
     data = load("folder", path="my_images", image_size=64)               # your own images, by class
     data = load("files", path="mine.csv", image_size=64)                 # your own images, listed with their labels
+    data = load("trec", max_length=32)                                   # public texts, or your own: `kdjax.data.text`
     data = from_arrays(train=(x, y), test=(x_test, y_test), num_classes=10)
 
 tfds, array_record and grain are imported here and nowhere else, inside functions; TensorFlow never, except to prepare.
@@ -17,7 +18,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kdjax.data import digits, folders, listing, prepared
+from kdjax.data import digits, folders, listing, prepared, text
 from kdjax.data.arrays import as_source, from_arrays, npz_source
 from kdjax.data.lazy import Lazy, in_memory, is_lazy, one_example, take
 from kdjax.data.normalization import Normalization
@@ -60,6 +61,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrays": npz_source,
     "folder": folders.source,
     "files": listing.source,
+    **text.SOURCES,
 }
 """Every source by name; its keyword arguments are the options that it understands. Another name is a prepared set."""
 
@@ -130,8 +132,8 @@ def load(
     """A data set by name. The options are a recipe's `data` section; `feed` and the two folders change no number.
 
     Args:
-      name: "digits", "arrays", "folder", "files", a registered name, or a prepared tfds set (`cifar10`, `name/config`,
-        `name:version`).
+      name: "digits", "arrays", "folder", "files", a set of texts (`text.READERS`), a registered name, or a
+        prepared tfds set (`cifar10`, `name/config`, `name:version`).
       path, num_classes: the `.npz` of "arrays", the root of "folder", the table of "files"; and the class count.
       split_seed, calibration_fraction: the hold-out, see `splits.assemble`.
       calibration_split: "stratified" (default of own data) or "random" (KD(C)'s protocol; default of
@@ -148,7 +150,7 @@ def load(
       noise, noise_seed: of "digits".
       feed: "resident", "streamed" or "auto" (streamed above 1 GiB of decoded images): whether images stay on disk.
       data_dir, cache_dir: where prepared sets are, and where decoded ones are kept.
-      options: those of a registered source.
+      options: those of a registered source, and of sets of texts (`kdjax.data.text.tokenized`).
 
     Raises:
       Refused: one sentence for whatever is wrong: an unknown name, an option the source does not have, or its content.
@@ -183,7 +185,12 @@ def load(
     for key in options:
         if key not in takes:
             raise Refused(f"data set {name!r} has no option {key!r}; {nearest(key, {*takes, *defaults} - {'options'})}")
-    known = {key: value for key, value in given.items() if key in takes} | options
+    split = {
+        "split_seed": split_seed,
+        "calibration_fraction": calibration_fraction,
+        "calibration_split": calibration_split,
+    }
+    known = {key: value for key, value in (given | split).items() if key in takes} | options
     source = SOURCES[name](**known) if name in SOURCES else prepared.source(name, **known)
     if not isinstance(source, Source):
         raise Refused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +62,31 @@ def check_split(what: str, split: Split, num_classes: int) -> None:
     labels.check_range(what, split.label, num_classes)
     if not isinstance(split.inputs, Lazy):
         check_finite(what, split.inputs)
+        check_tokens(what, split.inputs)
+
+
+def check_tokens(what: str, inputs: PyTree, vocab_size: int | None = None) -> None:
+    """Refuses token ids that are negative or outside a vocabulary, and texts without any real token.
+
+    Inputs that are no mapping with `input_ids` and `attention_mask` pass.
+    """
+    if not isinstance(inputs, Mapping) or not {"input_ids", "attention_mask"} <= inputs.keys():
+        return
+    ids, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"])
+    high = np.iinfo(np.int32).max if vocab_size is None else vocab_size
+    if len(wrong := np.argwhere((ids < 0) | (ids >= high))):
+        first = tuple(int(i) for i in wrong[0])
+        size = "no negative ones" if vocab_size is None else f"0 to {vocab_size - 1}, the rows of the word table"
+        raise Refused(
+            f"{what} has {len(wrong)} token ids outside the vocabulary, the first in example {first[0]} with value "
+            f"{int(ids[first])}; expected {size}: use the tokenizer that belongs to the model, or set its vocab_size."
+        )
+    if len(empty := np.flatnonzero(~(mask != 0).any(axis=-1))):
+        raise Refused(
+            f"{what} has {len(empty)} texts whose attention_mask is 0 everywhere, the first in example "
+            f"{int(empty[0])}; "
+            "expected 1 on every real token: an empty text still has its two special tokens."
+        )
 
 
 def check_weight(what: str, weight: Any, label: np.ndarray) -> np.ndarray:

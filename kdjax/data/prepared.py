@@ -115,11 +115,12 @@ def check_name(name: str, data_dir: str | os.PathLike | None, sources: Collectio
     raise Refused(f"data set {name!r} is unknown; {nearest(base, near)}")
 
 
-def describe(name: str, data_dir: Path, *, any_size: bool = False) -> Prepared:
+def describe(name: str, data_dir: Path, *, any_size: bool = False, text_label: str = "") -> Prepared:
     """Finds a prepared set and reads its description, no example.
 
     Args:
       any_size: images may have different sizes, because they will be resized.
+      text_label: the label's name in a set of texts, which has no images.
 
     Raises:
       Refused: naming the folder that was looked in and the command that prepares the set.
@@ -136,7 +137,10 @@ def describe(name: str, data_dir: Path, *, any_size: bool = False) -> Prepared:
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; expected array_record: type "
             f"python -m experiments.prepare {name} --data_dir OTHER_FOLDER and use that folder."
         )
-    image, label, shape, num_classes = _features(name, info, features, any_size)
+    if text_label:
+        image, label, shape, num_classes = "", text_label, (0, 0, 0), _classes(features, text_label)
+    else:
+        image, label, shape, num_classes = _features(name, info, features, any_size)
     shards, lengths = {}, {}
     for split in info.get("splits", []):
         counts = [int(count) for count in split.get("shardLengths", [])]
@@ -249,6 +253,11 @@ def _features(
         raise Refused(f"{name} images have {dimensions[-1]} channels; expected 1 or 3: pass arrays of your own.")
     height, width, channels = dimensions
     return image, label, (height, width, channels), int(table[label]["classLabel"]["numClasses"])
+
+
+def _classes(features: dict[str, Any], label: str) -> int:
+    feature = features.get("featuresDict", {}).get("features", {}).get(label, {})
+    return int(feature.get("classLabel", {}).get("numClasses", 0))
 
 
 def _json(path: Path) -> dict[str, Any]:

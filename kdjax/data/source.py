@@ -10,7 +10,7 @@ import numpy as np
 
 from kdjax.data.lazy import Lazy, take
 from kdjax.errors import Refused, nearest, one_of
-from kdjax.types import PyTree, Split
+from kdjax.types import Prepare, PyTree, Split
 
 FEEDS = ("auto", "resident", "streamed")
 STREAM_ABOVE = 1 << 30
@@ -31,6 +31,8 @@ class Source(NamedTuple):
       contents: split name -> the hash of each of its examples, where the source knows better than the arrays do.
       about: JSON that, beside contents and labels, decides what the inputs are; part of the fingerprint.
       measured: positions in train over which normalization "own" is computed; None means all.
+      prepare: what the set does to its inputs; None leaves it to `normalization`.
+      public: published as it is: examples that its splits share are counted in a warning, and not refused.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Source(NamedTuple):
     contents: Mapping[str, np.ndarray] = {}
     about: Mapping[str, Any] = {}
     measured: np.ndarray | None = None
+    prepare: Prepare | None = None
+    public: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -18,6 +18,7 @@ from kdjax.data.normalization import Normalization, normalization
 from kdjax.data.order import permutation
 from kdjax.data.source import KINDS, Source, kind_of
 from kdjax.errors import Refused, one_of
+from kdjax.prepare import Tokens
 from kdjax.types import Dataset, Split
 
 ClassWeight = str | Sequence[float] | None
@@ -69,9 +70,10 @@ def assemble(
     else:
         rest = permutation(len(source.train.label), "train", split_seed)
         calibration = _unmapped(source.calibration)
-    check_overlap(source.name, {**hashes, "train": hashes["train"][rest]}, allow_overlap)
+    check_overlap(source.name, {**hashes, "train": hashes["train"][rest]}, allow_overlap or source.public)
     measured = rest if source.measured is None else rest[np.isin(rest, source.measured)]
-    prepare = normalization(source.train, measured, normalize if normalize is not None else source.normalization)
+    constants = normalize if normalize is not None else source.normalization
+    prepare = source.prepare or normalization(source.train, measured, constants)
     rest = rest[: _at_most("train_examples", train_examples, len(rest))]
     train = _weigh(take(source.train, np.sort(rest)), class_weight, source.num_classes)
     size = _at_most("test_examples", test_examples, len(source.test.label))
@@ -122,14 +124,15 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
     AdaFocal bins and best epoch are fitted. Subsets (`train_examples`) of one source and one split pass.
 
     Raises:
-      Refused: class counts differ; the teacher saw calibration examples of the student; calibration splits differ;
-        inputs would be normalized differently from what the teacher learned on.
+      Refused: class counts, names of classes or vocabularies differ; the teacher saw calibration examples of the
+        student; calibration splits differ; inputs would be normalized differently from what the teacher learned on.
     """
     if teacher.num_classes != student.num_classes:
         raise Refused(
             f"the teacher's data set {teacher.name!r} has {teacher.num_classes} classes and the student's "
             f"{student.name!r} has {student.num_classes}; expected the same classes."
         )
+    _check_same_texts(teacher, student)
     if leaked := overlap(teacher, student):
         raise Refused(
             f"the teacher was trained on {leaked} of the student's {len(student.calibration.label)} calibration "
@@ -147,6 +150,33 @@ def verify_splits(teacher: Dataset, student: Dataset) -> None:
             f"the teacher learned on inputs normalized by {teacher.prepare}, the student's are by {student.prepare}; "
             "expected the same: give both stages the same normalization."
         )
+
+
+def _check_same_texts(teacher: Dataset, student: Dataset) -> None:
+    """Before contents are compared: other ids make every text another example."""
+    if teacher.label_names and student.label_names and teacher.label_names != student.label_names:
+        pairs = enumerate(zip(teacher.label_names, student.label_names, strict=True))
+        i, names = next((i, names) for i, names in pairs if names[0] != names[1])
+        raise Refused(
+            f"class {i} is {names[0]!r} in the teacher's data set {teacher.name!r} and {names[1]!r} in the student's "
+            f"{student.name!r}; expected the same names in the same order: renumber the labels of one."
+        )
+    ours, others = (dataset.prepare for dataset in (student, teacher))
+    if not isinstance(ours, Tokens) or not isinstance(others, Tokens) or ours == others:
+        return
+    if ours.vocabulary != others.vocabulary:
+        raise Refused(
+            f"the teacher reads ids of a vocabulary of {others.size} entries ({others.vocabulary[:12]}) and the "
+            "student "
+            f"of one of {ours.size} ({ours.vocabulary[:12]}); expected one for both: give both stages the same "
+            "tokenizer, "
+            "vocab_size and lowercase."
+        )
+    raise Refused(
+        f"the teacher reads texts of {others.max_length} tokens and the student of {ours.max_length}; expected the "
+        "same: "
+        "give both stages the same max_length."
+    )
 
 
 def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -94,7 +94,7 @@ class Tokenizer:
         """Numbers of tokens, [CLS] and [SEP] among them, uncut. int64 [N]."""
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        return np.array([len(row.ids) for row in self._encode(texts, None)], np.int64)
+        return np.array([len(row) for row in self._encode(texts, None)], np.int64)
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of a text, without [CLS] and [SEP]."""

@@ -21,7 +21,18 @@ import numpy as np
 from flax import linen as linen_api
 
 from kdjax.errors import Refused, one_of
-from kdjax.models import densenet, linen_adapter, mobilenet, nnx_adapter, resnet, shufflenet, small, transformer, wrn
+from kdjax.models import (
+    densenet,
+    linen_adapter,
+    mobilenet,
+    nnx_adapter,
+    resnet,
+    shufflenet,
+    small,
+    transformer,
+    transformer_names,
+    wrn,
+)
 from kdjax.models.entry import Entry, check_options, parameters
 from kdjax.models.linen_adapter import as_model as as_model
 from kdjax.models.linen_adapter import linen as linen
@@ -130,6 +141,12 @@ def register(name: str, factory: Callable[..., Any], *, describe: str = "", vers
 def version(name: str) -> str:
     """What stands for the code of a model from outside the package in a stage's id; "" for the package's own."""
     return _entry(name).version
+
+
+def vocab_size(name: str, **options: Any) -> int | None:
+    """Rows of the word table of a transformer, below which token ids must be; None for other networks."""
+    attributes = transformer_names.named(name)
+    return None if attributes is None else transformer_names.Architecture(**{**attributes, **options}).vocab_size
 
 
 class Description(NamedTuple):

@@ -1,0 +1,75 @@
+"""A text teacher and its student through the one step: resumed in mid-epoch, and taught by stored logits."""
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax import data, teachers
+from kdjax.recipes import Distill, Optimizer, Recipe
+from kdjax.tasks import task
+from kdjax.trainer import Trainer
+from tests.text.test_data import examples
+
+OPTIONS = {
+    "vocab_size": 90,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    # One site of dropout is enough to show that a resumed run draws the same; each costs a second of compiling.
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+ADAMW = Optimizer(
+    name="adamw",
+    lr=1e-3,
+    nesterov=False,
+    decay_mask="kernels",
+    weight_decay=0.01,
+    schedule="linear",
+    warmup_epochs=0.5,
+    clip_norm=1.0,
+)
+RECIPE = Recipe(
+    model="bert_1l_8", model_options=OPTIONS, optimizer=ADAMW, epochs=2, batch_size=8, distill=Distill("kd", {"T": 2.0})
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "mine.csv"
+    path.write_text("text,label\n" + "".join(f"{words},{name}\n" for words, name in examples(40, 1)))
+    return data.load("text", path=path, vocab_size=90)
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset):
+    """In evaluation: its logits are a function of the text."""
+    teaching = task(Recipe(model="bert_1l_8", model_options=OPTIONS, batch_size=8, seed=5), dataset)
+    variables = Trainer(teaching).init().variables
+    sharper = jax.tree.map(lambda leaf: 10 * np.asarray(leaf), variables)
+    return teachers.frozen(teaching.parts.model, sharper), Trainer(teaching).predict(sharper, dataset.train)
+
+
+def trained(trainer, state=None, stop=None):
+    """(state, losses) after the steps up to `stop`, on the host."""
+    losses = []
+    for progress in trainer.epochs(state, every=1):
+        losses.append(float(progress.logs["loss"][0]))
+        state = progress.state
+        if progress.step == stop:
+            break
+    return jax.tree.map(np.asarray, state), losses
+
+
+def test_resumed_in_mid_epoch_bit_for_bit_and_stored_logits_teach_the_same(dataset, teacher):
+    living, logits = teacher
+    assert np.ptp(logits, axis=0).max() > 1e-3, "the teacher tells texts apart"
+    trainer = Trainer(task(RECIPE, dataset, living))
+    whole, losses = trained(trainer)
+    assert len(losses) == trainer.task.total_steps >= 6
+    half, before = trained(trainer, stop=2)
+    assert trainer.task.steps_per_epoch > 2, "step 2 is in mid-epoch"
+    resumed, after = trained(trainer, state=half)
+    assert before + after == losses
+    assert jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))
+    _, stored = trained(Trainer(task(RECIPE, dataset, teachers.remembered(logits))))
+    np.testing.assert_allclose(stored, losses, rtol=2e-6)
