@@ -38,8 +38,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
 
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform for another kind of
-        input; a batch that the group of BatchNorm does not divide.
-from kdjax.data.checks import check_tokens
+        input; a batch that the group of BatchNorm does not divide; token ids outside the network's vocabulary.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
