@@ -79,6 +79,12 @@ def task(
             if teacher is None
             else "a teacher was given and the recipe does not distill; set Recipe(distill=Distill(...))."
         )
+    n = len(dataset.train.label)
+    if teacher is not None and teacher.num_examples not in (None, n):
+        raise Refused(
+            f"the remembered teacher has {teacher.num_examples} rows of logits and {dataset.name!r} has {n} training "
+            "examples; type teachers.remembered(logits, of=dataset) if the rows are of your own arrays, in their order."
+        )
     if model is not None and not isinstance(model, Model):
         raise Refused(
             f"model is a {type(model).__name__}; expected a kdjax Model: wrap yours by kdjax.models.linen(module) or "

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.errors import Refused, positive
 from kdjax.objectives.core import need
 from kdjax.targets import temper
-from kdjax.types import Batch, Model, Output, PyTree
+from kdjax.types import Batch, Dataset, Model, Output, PyTree
 
 Apply = Callable[[PyTree, Batch], Output]
 
@@ -32,10 +33,12 @@ class Teacher(NamedTuple):
     Attributes:
       apply: (variables, Batch) -> Output; pure, usable inside jit with `variables` as an argument.
       variables: pytree of arrays.
+      num_examples: N, of a teacher that knows the training examples one by one; None of any other.
     """
 
     apply: Apply
     variables: PyTree
+    num_examples: int | None = None
 
 
 def frozen(model: Model, variables: PyTree) -> Teacher:
@@ -58,7 +61,8 @@ def _frozen(model: Model) -> Apply:
 
 def _mapped(teacher: Teacher, name: str, own: PyTree, change: Callable[[PyTree, Array, Batch], Array]) -> Teacher:
     """A teacher whose logits are changed by a function with variables of its own; features pass through."""
-    return Teacher(_changed(teacher.apply, name, change), {"teacher": teacher.variables, name: own})
+    variables = {"teacher": teacher.variables, name: own}
+    return Teacher(_changed(teacher.apply, name, change), variables, teacher.num_examples)
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,11 +136,15 @@ def ensemble(*teachers: Teacher) -> Teacher:
         log_p = jnp.stack([temper(x, 1.0) for x in logits])
         return Output(jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(teachers))))
 
-    return Teacher(apply, tuple(t.variables for t in teachers))
+    known = [t.num_examples for t in teachers if t.num_examples is not None]
+    return Teacher(apply, tuple(t.variables for t in teachers), known[0] if known else None)
 
 
-def remembered(logits: Float[Array, "N K"]) -> Teacher:
+def remembered(logits: Float[Array, "N K"], *, of: Dataset | None = None) -> Teacher:
     """Logits computed beforehand, one row per training example, gathered by `batch.index`.
+
+        teachers.remembered(logits)                # row n is of the n-th example of dataset.train
+        teachers.remembered(logits, of=dataset)    # row n is of the n-th example of your own arrays, all of them
 
     For teachers outside JAX, for caches, and for cross-fitted outputs (row n from a teacher that was not trained on
     example n; a fine-tuned teacher is nearly always right on its own training set, so that W-Clip then hardly fires).
@@ -147,14 +155,20 @@ def remembered(logits: Float[Array, "N K"]) -> Teacher:
     rather than another example's row.
 
     Args:
-      logits: [N, K] floating point (float16 is enough for storage), N as `Spec.num_examples`.
+      logits: [N, K] floating point (float16 is enough for storage).
+      of: the data set whose source the rows are of, in the source's order, before the calibration split was taken out
+        and before `train_examples` kept a part: the rows of `of.train` are picked by its `index`.
 
     Raises:
-      Refused: not [N, K] or not floating point; while tracing, a batch without indices.
+      Refused: not [N, K] or not floating point; with `of`, fewer rows than the source has, or as many as `of.train` has
+        where that is not the source; in `task`, another number of rows than the training split has examples; while
+        tracing, a batch without indices.
     """
-    table = jnp.asarray(logits)
+    table = np.asarray(logits) if of is not None else jnp.asarray(logits)
     if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):
         raise Refused(f"remembered logits are {table.dtype} {list(table.shape)}; expected floating point [N, K].")
+    if of is not None:
+        table = jnp.asarray(_rows_of(np.asarray(table), of))
 
     def apply(variables, batch):
         index = need(batch, "index", "remembered teacher")
@@ -163,4 +177,23 @@ def remembered(logits: Float[Array, "N K"]) -> Teacher:
         rows = jnp.take(variables, index, axis=0, mode="fill", fill_value=jnp.nan)
         return Output(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
 
-    return Teacher(apply, table)
+    return Teacher(apply, table, table.shape[0])
+
+
+def _rows_of(table: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The rows of `dataset.train` out of those of its source."""
+    index, n = np.asarray(dataset.train.index), len(table)
+    # A calibration split that was taken out of the same source is numbered with it.
+    numbered = max(int(index.max()), int(np.max(dataset.calibration.index))) + 1
+    if n == len(index) and n != numbered:
+        raise Refused(
+            f"there are {n} rows of logits, as many as {dataset.name!r} has training examples after its calibration "
+            f"split was taken out, and {numbered} were expected with of=; type remembered(logits) if row n is of the "
+            "n-th example of dataset.train."
+        )
+    if n <= int(index.max()):
+        raise Refused(
+            f"there are {n} rows of logits and the training examples of {dataset.name!r} are numbered up to "
+            f"{int(index.max())} in its source; expected one row for each example of the source, in its order."
+        )
+    return table[index]

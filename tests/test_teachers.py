@@ -111,3 +111,41 @@ def test_calibrated_composes_with_every_other():
     again = teachers.calibrated(teachers.ensemble(t, t), vector, params)
     wanted = params["w"] * jax.nn.log_softmax(run(t).logits) + params["b"]
     np.testing.assert_allclose(run(again).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def dataset_in_the_users_order(n=30, k=3):
+    """(the user's own inputs and labels, the data set made of them): a tenth is held out for calibration."""
+    from kdjax import data
+
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(n, 4)).astype(np.float32), np.arange(n) % k
+    return x, data.from_arrays(train=(x, y), test=(x[:6] + 9, y[:6]), num_classes=k)
+
+
+def test_rows_in_the_users_order_reach_the_examples_they_belong_to():
+    x, dataset = dataset_in_the_users_order()
+    logits = np.stack([np.arange(len(x)), x[:, 0], x[:, 1]], axis=1).astype(np.float32)
+    t = teachers.remembered(logits, of=dataset)
+    rows = run(t, Batch(X, index=jnp.arange(len(dataset.train.label)))).logits
+    np.testing.assert_array_equal(rows[:, 1], dataset.train.inputs[:, 0])
+    np.testing.assert_array_equal(rows[:, 0], dataset.train.index)
+
+
+def test_rows_of_another_number_are_refused_before_training():
+    from kdjax.recipes import Distill, Recipe
+    from kdjax.tasks import task
+
+    x, dataset = dataset_in_the_users_order()
+    n = len(dataset.train.label)
+    recipe = Recipe(model="mlp", distill=Distill("kd"), batch_size=8)
+    for count in (len(x), n - 1):
+        with pytest.raises(Refused, match=rf"has {count} rows of logits and 'arrays' has {n} .*of=dataset"):
+            task(recipe, dataset, teachers.remembered(np.zeros((count, 3), np.float32)))
+    soft = teachers.scaled(teachers.remembered(np.zeros((n - 1, 3), np.float32)), 2.0)
+    with pytest.raises(Refused, match=f"has {n - 1} rows of logits"):
+        task(recipe, dataset, soft)
+    with pytest.raises(Refused, match=r"type remembered\(logits\) if row n is of the n-th example"):
+        teachers.remembered(np.zeros((n, 3), np.float32), of=dataset)
+    with pytest.raises(Refused, match="expected one row for each example of the source"):
+        teachers.remembered(np.zeros((5, 3), np.float32), of=dataset)
+    task(recipe, dataset, teachers.remembered(np.zeros((n, 3), np.float32)))
