@@ -199,6 +199,8 @@ def load(
         )
     if name in _VERSIONS:
         source = source._replace(about={**source.about, "version": _VERSIONS[name]})
+    if test_examples == len(source.test.label):
+        test_examples = None  # the source has carved its test split by it; some classes of that may be wanted
     if classes is not None:
         source = select_classes(source, classes)
     return assemble(
@@ -207,8 +209,7 @@ def load(
         calibration_fraction=calibration_fraction,
         calibration_split=calibration_split,
         train_examples=train_examples,
-        # A source that takes the option has carved its test split by it already.
-        test_examples=None if "test_examples" in takes else test_examples,
+        test_examples=test_examples,
         normalize=normalization,
         class_weight=class_weight,
         allow_overlap=allow_overlap,

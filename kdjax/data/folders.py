@@ -45,7 +45,7 @@ def source(
       num_classes: checked against the number of class folders, where given.
       image_size: resize and cut to squares of that side; needed unless all images have one size.
       resolution: then means over squares, see `images.area_means`.
-      test_examples: of one tree, about that many for testing instead of a fifth.
+      test_examples: of one tree, that many for testing instead of a fifth.
       skip_bad: leave out files that cannot be decoded, and say how many, instead of refusing.
       feed: "resident" decodes into memory, "streamed" reads files when they are needed, "auto" streams above 1 GiB.
 
@@ -95,8 +95,6 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
         tree = _files(root, root, folders)
         test, train = carve(str(root), tree.label, test_examples)
         return folders, {"train": tree.take(train), "test": tree.take(test)}
-    if test_examples is not None and "test" not in folders:
-        raise Refused(f"{root} has a split of its own for testing; remove test_examples.")
     validation = [name for name in CALIBRATION if name in folders]
     if len(validation) > 1:
         raise Refused(f"{root} has {' and '.join(validation)}; expected one folder for calibration: remove the other.")

@@ -157,8 +157,6 @@ def _rows(
     if "split" not in columns:
         test, train = carve(str(table), label, test_examples)
         return {"train": train, "test": test}
-    if test_examples is not None:
-        raise Refused(f"{table} says which rows are for testing; remove test_examples.")
     if unknown := sorted({value for value in columns["split"] if value not in SPLITS}):
         raise Refused(f"{table} has a split named {unknown[0]!r}; {nearest(unknown[0], SPLITS)}")
     parts = np.array([SPLITS[value] for value in columns["split"]])

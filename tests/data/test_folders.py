@@ -73,6 +73,7 @@ def test_val_is_the_test_split_where_there_is_no_other(folders):
     write(folders["path"], ("train", "val"))
     data = load("folder", **folders)
     assert [len(split.label) for split in data[2:5]] == [32, 4, 12]
+    assert len(load("folder", **folders, test_examples=5).test.label) == 5
 
 
 def test_sizes_are_made_equal_and_gray_stays_gray(folders):

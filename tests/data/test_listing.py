@@ -38,6 +38,7 @@ def test_splits_weights_and_numbers(folder):
     assert [len(split.label) for split in data[2:5]] == [20, 4, 6]
     np.testing.assert_array_equal(data.train.weight, np.arange(20) + 1)
     np.testing.assert_array_equal(data.test.weight, np.arange(25, 31))
+    assert len(load("files", **where, num_classes=2, test_examples=4).test.label) == 4
     assert np.asarray(Image.open(folder / "photos" / "24.png")).tolist() == data.test.inputs[0].tolist()
 
 

@@ -238,6 +238,8 @@ def test_npz_round_trip(tmp_path):
     calibration = {"calibration_inputs": TEST[0][:9] ^ 3, "calibration_label": TEST[1][:9]}
     np.savez(path, train_inputs=X, train_label=Y, test_inputs=TEST[0], test_label=TEST[1], num_classes=5, **calibration)
     assert len(load("arrays", path=path).calibration.label) == 9
+    # The size of a test split that the file brings along was ignored without a word.
+    assert len(load("arrays", path=path, test_examples=7).test.label) == 7
 
 
 def test_npz_with_one_pool(tmp_path):
