@@ -250,10 +250,10 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """Every field and every option as plain JSON values: what a stage's recipe.json holds.
 
-        The path of a data file is left out: its content is in the data set's fingerprint, wherever the file lies.
+        The paths of data and of a tokenizer are left out: what they hold is in the data set's fingerprint.
         """
         fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        del fields["data"]["path"]
+        _forget_places(fields["data"])
         return fields
 
     def canonical(self) -> str:
@@ -263,10 +263,18 @@ class Recipe:
         package counts by its version (`kdjax.register`).
         """
         fields = _given(self)
-        fields.get("data", {}).pop("path", None)
+        _forget_places(fields.get("data", {}))
         if code := {name: version for name, version in _versions(self) if version}:
             fields["code"] = code
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _forget_places(fields: dict[str, Any]) -> None:
+    """Removes from a plain `data` section where files lie; a section of options that held nothing else goes too."""
+    fields.pop("path", None)
+    options = fields.get("options", {})
+    if options.pop("tokenizer", None) is not None and not options:
+        del fields["options"]
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,9 @@
     student = from_layers(teacher, [0, 2, 4, 7, 9, 11])               # as DistilBERT began
     save("mine", student, tokenizer=tokenizer)
 
+A loaded classifier teaches by `teachers.frozen(teacher.model, teacher.variables)`; a loaded student begins its training
+with `trainer.init()._replace(params=student.variables["params"])` of a task with `model=student.model`.
+
 Reading is strict: every tensor of the network must be there in its shape, and nothing else but a short list of what
 pretraining leaves behind. What is left to chance or passed over is named in the result and in the log.
 """

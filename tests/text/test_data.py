@@ -12,7 +12,7 @@ from kdjax.data import text, text_sets
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.prepare import Tokens, from_description
-from kdjax.recipes import Recipe
+from kdjax.recipes import Data, Recipe
 
 CLASSES = ("billing", "card", "greeting")
 WORDS = {"billing": "invoice refund charge", "card": "pin card blocked", "greeting": "hello good morning"}
@@ -72,6 +72,17 @@ def test_the_fingerprint_is_of_texts_and_vocabulary_and_not_of_places(folder, da
     assert len(prints | {dataset.fingerprint}) == 4
 
 
+def test_where_a_tokenizer_lies_is_in_no_id():
+    here, there, none = (
+        Recipe(data=Data(name="text", path=f"{place}.csv", options={"tokenizer": place} if place else {}))
+        for place in ("here", "there", "")
+    )
+    assert here.canonical() == there.canonical() == none.canonical()
+    assert "here" not in json.dumps(here.resolved())
+    longer = Recipe(data=Data(name="text", options={"tokenizer": "here", "max_length": 32}))
+    assert longer.canonical() != here.canonical()
+
+
 def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path):
     """A word that occurs in held-out texts alone is no entry."""
     rows = examples(60, 1)
@@ -89,6 +100,15 @@ def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path):
     encoder = text.tokenizer_of(raw, kept, tokenizer="", vocab_size=90, lowercase=True)
     assert encoder.vocabulary.digest == marked.prepare.vocabulary
     assert not any(token.endswith("wood") for token in encoder.vocabulary.tokens)
+
+
+def test_the_tokenizer_of_a_folder_is_taken(folder, dataset, tmp_path):
+    raw = text.own(path=folder)
+    encoder = text.tokenizer_of(raw, text.kept_rows(raw, 0, 0.1, None)[0], tokenizer="", vocab_size=90, lowercase=True)
+    encoder.save(tmp_path)
+    assert data.load("text", path=folder, tokenizer=tmp_path).fingerprint == dataset.fingerprint
+    with pytest.raises(Refused, match="has no tokenizer"):
+        data.load("text", path=folder, tokenizer=tmp_path / "nowhere")
 
 
 def test_one_file_is_one_pool(tmp_path):
