@@ -86,14 +86,14 @@ def _npz(path: Path, limit: int) -> Arrays:
         names = [member.filename.removesuffix(".npy") for member in members]
         if len({*names}) < len(names):
             raise Refused(
-                f"{path} holds the array {printable(max(names, key=names.count), 60)!r} twice; save it again."
+                f"{path} holds the array '{printable(max(names, key=names.count), 60)}' twice; save it again."
             )
         check_size(path, "what it declares", sum(member.file_size for member in members), limit)
         headers = {}
         for name, member in zip(names, members, strict=True):
             if member.file_size > max(_INFLATED, _RATIO * member.compress_size):
                 raise Refused(
-                    f"{path}: {printable(name, 60)!r} would inflate {member.file_size // max(member.compress_size, 1)} "
+                    f"{path}: '{printable(name, 60)}' would inflate {member.file_size // max(member.compress_size, 1)} "
                     f"times to {member.file_size / GIB:.1f} GiB, as zip bombs do; save it with np.savez, uncompressed."
                 )
             with _member(archive, member, path) as file:
@@ -104,7 +104,7 @@ def _npz(path: Path, limit: int) -> Arrays:
             try:
                 return np.lib.format.read_array(file, allow_pickle=False, max_header_size=_LONGEST_HEADER)
             except _DAMAGED as error:
-                raise Refused(f"{path}: the array {printable(name, 60)!r} is damaged; save the file again.") from error
+                raise Refused(f"{path}: the array '{printable(name, 60)}' is damaged; save the file again.") from error
 
     return Arrays(path, headers, read)
 
@@ -114,13 +114,13 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> IO
         return archive.open(member)
     except (*_DAMAGED, RuntimeError) as error:
         raise Refused(
-            f"{path}: {printable(member.filename, 60)!r} cannot be read (encrypted, or damaged); save it with np.savez."
+            f"{path}: '{printable(member.filename, 60)}' cannot be read (encrypted, or damaged); save it with np.savez."
         ) from error
 
 
 def _header(path: Path, name: str, file: IO[bytes], size: int, limit: int) -> tuple[Header, bool]:
     """Shape and dtype of one .npy stream of `size` bytes, and whether it is in Fortran order."""
-    where = f"{path}: {printable(name, 60)!r}" if path.suffix == ".npz" else str(path)
+    where = f"{path}: '{printable(name, 60)}'" if path.suffix == ".npz" else str(path)
     try:
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -135,7 +135,7 @@ def _header(path: Path, name: str, file: IO[bytes], size: int, limit: int) -> tu
     if dtype.kind not in "fiubUS" or dtype.names:
         raise Refused(f"{where} holds {printable(str(dtype), 60)}; expected numbers: save .astype(np.float32).")
     size_declared = math.prod(shape) * dtype.itemsize
-    check_size(path, f"{printable(name, 60)!r}, {dtype} {list(shape)},", size_declared, limit)
+    check_size(path, f"'{printable(name, 60)}', {dtype} {list(shape)},", size_declared, limit)
     if file.tell() + size_declared > size:
         raise Refused(
             f"{where} declares {dtype} {list(shape)} and is cut off after {size} bytes; copy or save the file again."

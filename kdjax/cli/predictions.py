@@ -10,6 +10,7 @@ import numpy as np
 
 from kdjax.cli import tables
 from kdjax.cli.arrays import GIB, Arrays, open_arrays
+from kdjax.cli.labels import class_names, numbered
 from kdjax.errors import Refused, nearest, printable
 from kdjax.posthoc.portable import LEAST_PROBABILITY
 
@@ -91,14 +92,14 @@ def read(path: str | Path, how: How) -> Predictions:
     suffix = _suffix(path, (*ARRAYS, *TABLES))
     label_file = Path(how.labels) if how.labels and Path(how.labels).is_file() else None
     if how.labels and label_file is None and Path(how.labels).suffix.lower() in (*ARRAYS, *TABLES):
-        raise Refused(f"the labels {printable(how.labels)!r} are a file that does not exist.")
+        raise Refused(f"the labels '{printable(how.labels)}' are a file that does not exist.")
     label_name = "" if label_file else how.labels
     labels: np.ndarray | None
     if suffix in TABLES:
         table = TABLES[suffix](path, how.scores, label_name, how.limit)
         scores, labels, said = table.scores, table.labels, [*table.said]
         words = np.unique(labels) if labels is not None and labels.dtype.kind == "U" else ()
-        names, origin = tables.class_names(table.names, map(str, words)), f"column {printable(table.label_name, 60)!r}"
+        names, origin = class_names(table.names, map(str, words)), f"column '{printable(table.label_name, 60)}'"
     else:
         scores, labels, names, said, origin = _from_arrays(open_arrays(path, how.limit), how.scores, label_name)
     if label_file:
@@ -111,7 +112,7 @@ def read(path: str | Path, how: How) -> Predictions:
     if labels is not None:
         if len(labels) != len(scores):
             raise Refused(f"{name} has {len(scores)} examples and {len(labels)} labels ({origin}); expected one each.")
-        labels, names = _labels(name, labels, scores.shape[1], names, origin, said)
+        labels, names = numbered(name, labels, scores.shape[1], names, origin, said)
     if kind == "probabilities":
         _to_logits(scores, labels, said)
     return Predictions(name, scores, labels, tuple(printable(part, 60) for part in names), kind, said)
@@ -128,7 +129,7 @@ def _suffix(path: Path, known: tuple[str, ...]) -> str:
             "np.savez(path, logits=..., labels=...)."
         )
     if suffix not in known:
-        raise Refused(f"{shown} ends in {printable(suffix)!r}; expected one of {', '.join(known)}.")
+        raise Refused(f"{shown} ends in '{printable(suffix)}'; expected one of {', '.join(known)}.")
     if not path.is_file():
         raise Refused(f"{shown} does not exist, or is no file.")
     try:
@@ -168,11 +169,11 @@ def _from_arrays(
         raise Refused(
             f"{where} has {len(names)} names in {classes!r} for scores of shape {list(headers[chosen].shape)}."
         )
-    said = [f"scores: array {printable(chosen, 40)!r}"]
+    said = [f"scores: array '{printable(chosen, 40)}'"]
     if unread := [name for name in rest if name not in (label, classes)]:
         said.append(f"left out: {', '.join(repr(printable(name, 30)) for name in unread[:8])}")
     vector = source.read(label) if label else None
-    return source.read(chosen), vector, names, said, f"array {printable(label, 40)!r}"
+    return source.read(chosen), vector, names, said, f"array '{printable(label, 40)}'"
 
 
 def _label_file(path: Path, limit: int) -> np.ndarray:
@@ -247,64 +248,6 @@ def _detected(name: str, scores: np.ndarray, stated: str, said: list[str]) -> st
         )
     said.append(f"logits: numbers from {low:.3g} to {high:.3g}")
     return "logits"
-
-
-def _labels(
-    name: str, labels: np.ndarray, num_classes: int, names: tuple[str, ...], origin: str, said: list[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 labels in [0, K), and the class names."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 2:
-        raise Refused(f"{name}: the labels have shape {list(labels.shape)} (one-hot?); save labels.argmax(axis=1).")
-    if labels.ndim != 1:
-        raise Refused(f"{name}: the labels have shape {list(labels.shape)}; expected one for each example.")
-    if labels.dtype.kind in "US":
-        return _named_labels(name, labels.astype(str), num_classes, names, origin, said)
-    if labels.dtype.kind == "b":
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iu":
-        whole = np.isfinite(labels).all() and (labels == np.round(labels)).all()
-        raise Refused(
-            f"{name}: the labels are {labels.dtype} (such as {labels[0]:.6g}); expected integers: "
-            + ("save labels.astype(int)." if whole else "soft labels or a regression target cannot be audited.")
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if names and all(part.isdigit() for part in names) and {*map(str, np.unique(labels))} <= {*names}:
-        return _named_labels(name, labels.astype(str), num_classes, names, origin, said)
-    if low < 0 or high > num_classes or (high == num_classes and low == 0):
-        wrong = labels < 0 if low < 0 else labels >= num_classes
-        row = int(np.flatnonzero(wrong)[0])
-        raise Refused(
-            f"{name}: label {labels[row]} of example {row} is none of the {num_classes} classes; expected 0 to "
-            f"{num_classes - 1} (or 1 to {num_classes})."
-        )
-    if high == num_classes:
-        said.append(f"labels: {origin}, integers from 1, so 1 is subtracted (the largest is {high}, of {high} classes)")
-        return labels.astype(np.int64) - 1, names
-    said.append(f"labels: {origin}, integers {low} to {high}")
-    return labels.astype(np.int64), names
-
-
-def _named_labels(
-    name: str, labels: np.ndarray, num_classes: int, names: tuple[str, ...], origin: str, said: list[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    distinct, index = np.unique(labels, return_inverse=True)
-    if names and {*distinct} <= {*names}:
-        said.append(f"labels: {origin}, by the names of the classes")
-        places = np.array([names.index(one) for one in distinct])
-        return places[index], names
-    if len(distinct) == num_classes and (not names or all(part.isdigit() for part in names)):
-        shown = ", ".join(f"{printable(one, 30)} = {i}" for i, one in enumerate(distinct[:4]))
-        more = ", ..." if num_classes > 4 else ""
-        said.append(f"labels: {origin}, strings in alphabetical order, as scikit-learn numbers them ({shown}{more})")
-        return index.astype(np.int64), tuple(map(str, distinct))
-    strange = next((one for one in distinct if one not in names), distinct[0])
-    known = f"the classes are {', '.join(names[:6])}" if names else f"there are {num_classes} classes without names"
-    raise Refused(
-        f"{name}: the label {printable(str(strange), 40)!r} names no class ({printable(known, 200)}); name the score "
-        "columns after the classes, or give the labels as integers."
-    )
 
 
 def _to_logits(scores: np.ndarray, labels: np.ndarray | None, said: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,13 +119,13 @@ def read_parquet(path: Path, scores: str, labels: str, limit: int) -> Columns:
         raise Refused(f"{path} is damaged inside (a page cannot be read); save it again.") from error
     for i, column in zip(wanted, columns, strict=True):
         if column.null_count:
-            raise Refused(f"{path}: column {printable(schema.names[i], 60)!r} misses {column.null_count} values.")
+            raise Refused(f"{path}: column '{printable(schema.names[i], 60)}' misses {column.null_count} values.")
     names = tuple(schema.names[i] for i in roles.scores)
     if lists and len(roles.scores) == 1:
         flat = columns[0].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         if meta.num_rows == 0 or len(flat) % meta.num_rows or len(flat) == 0:
             raise Refused(
-                f"{path}: the lists in {printable(names[0], 60)!r} differ in length; expected K numbers each."
+                f"{path}: the lists in '{printable(names[0], 60)}' differ in length; expected K numbers each."
             )
         matrix, names = flat.reshape(meta.num_rows, -1), ()
     else:
@@ -167,7 +167,7 @@ def _roles(path: Path, head: Sequence[str], numeric: Sequence[bool], scores: str
     lower = [name.strip().lower() for name in head]
     shown = ", ".join(printable(name, 30) for name in head[:12]) + (", ..." if len(head) > 12 else "")
     if len({*head}) < len(head):
-        raise Refused(f"{path} names the column {printable(max(head, key=head.count), 60)!r} twice; rename one.")
+        raise Refused(f"{path} names the column '{printable(max(head, key=head.count), 60)}' twice; rename one.")
     label: int | None = None
     if labels:
         if labels not in head:
@@ -190,7 +190,7 @@ def _roles(path: Path, head: Sequence[str], numeric: Sequence[bool], scores: str
         if not chosen:
             raise Refused(f"{path} has no column that matches --scores {scores!r}; its columns: {shown}.")
         if wrong := [head[i] for i in chosen if not numeric[i]]:
-            raise Refused(f"{path}: the column {printable(wrong[0], 60)!r} holds text; expected numbers.")
+            raise Refused(f"{path}: the column '{printable(wrong[0], 60)}' holds text; expected numbers.")
     else:
         chosen = [i for i in rest if numeric[i] and lower[i] not in INDEX_NAMES]
     if not chosen:
@@ -264,9 +264,9 @@ def _numbers(
             raise Refused(f"{path}, line {number}, has {len(cells)} cells; expected {width}, as the first line.")
         for i in wanted:
             if not _is_number(cells[i]):
-                name = f"column {printable(head[i], 60)!r}" if head else f"column {i + 1}"
+                name = f"column '{printable(head[i], 60)}'" if head else f"column {i + 1}"
                 raise Refused(
-                    f"{path}, line {number}, {name}, holds {printable(cells[i], 40)!r}; expected a number "
+                    f"{path}, line {number}, {name}, holds '{printable(cells[i], 40)}'; expected a number "
                     "(with a decimal point)."
                 )
     return np.array([[float(_cells(line, delimiter)[i]) for i in wanted] for line in block])
@@ -284,21 +284,3 @@ def _typed(texts: np.ndarray) -> np.ndarray:
         except (ValueError, OverflowError):
             continue
     return texts
-
-
-def class_names(heads: Sequence[str], labels: Iterable[str] = ()) -> tuple[str, ...]:
-    """The class names in headings: what follows their common beginning ("p_cat", "p_dog" -> "cat", "dog").
-
-    Of a beginning of several words ("p_big cat", "p_big dog") so many belong to the names as the labels say.
-    """
-    heads = [head.strip() for head in heads]
-    if len(heads) < 2:
-        return tuple(heads)
-    letters = zip(*heads, strict=False)
-    shared = sum(1 for _ in itertools.takewhile(lambda column: len({*column}) == 1, letters))
-    numbered = all(head[shared:].isdigit() or not head[shared:] for head in heads)
-    within_name = str.isdigit if numbered else str.isalnum
-    cuts = [cut for cut in range(shared, 0, -1) if not within_name(heads[0][cut - 1])] + [0]
-    wanted = {*labels}
-    cut = next((cut for cut in cuts if wanted <= {head[cut:] for head in heads}), cuts[0])
-    return tuple(head[cut:] for head in heads)

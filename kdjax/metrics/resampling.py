@@ -1,9 +1,8 @@
 """Every headline metric of a split with a bootstrap interval over its examples, in one pass over the logits.
 
-Resampling a million rows some hundred times would cost hours. The metrics here are functions of sums over examples
-(hits and confidences by bin, losses, residuals by class and bin), so the examples are dealt once, at random, into at
-most 2000 bags, the sums of each bag are kept, and the bags are drawn with replacement: a draw is a row of one small
-matrix product. Up to 2000 examples every bag holds one of them, and this is the ordinary bootstrap.
+The metrics here are functions of sums over examples (hits and confidences by bin, losses, residuals by class and bin).
+The examples are dealt once, at random, into at most 2000 bags, the sums of each bag are kept, and the bags are drawn
+with replacement: a draw is a row of a matrix product. Up to 2000 examples this is the ordinary bootstrap.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ from kdjax.metrics._rows import TASK, spread
 from kdjax.metrics.bins import Bins, binned
 from kdjax.metrics.intervals import Interval
 
-BAGS = 2000
-CELLS = 2048
-# Numbers that the class-wise sums of all bags may hold.
-_LARGEST = 2**24
+BAGS, CELLS = 2000, 2048
+_LARGEST = 2**24  # numbers that the class-wise sums of all bags may hold
 
 
 class ClassTable(NamedTuple):
@@ -151,7 +148,7 @@ def intervals(result: Resampled, level: float = 0.95) -> dict[str, Interval]:
     A resample repeats examples and so shows a larger calibration error than the sample; moved to the value, the draws
     say how far it may be off and do not add that bias a second time. None but that of `gap` goes below 0.
     """
-    _level(level)
+    within("level", level, 0.0, 1.0, open_low=True, open_high=True)
     return {
         name: _interval(value, result.draws[name], level, least=-np.inf if name == "gap" else 0.0)
         for name, value in result.values.items()
@@ -164,7 +161,7 @@ def differences(first: Resampled, second: Resampled, level: float = 0.95) -> dic
     Raises:
       Refused: the two differ in the number of examples or classes, in the seed or in the number of draws.
     """
-    _level(level)
+    within("level", level, 0.0, 1.0, open_low=True, open_high=True)
     if first.dealt != second.dealt:
         raise Refused(
             f"the two models were measured with (examples, classes, draws, seed) {first.dealt} and {second.dealt}; "
@@ -174,10 +171,6 @@ def differences(first: Resampled, second: Resampled, level: float = 0.95) -> dic
         name: _interval(value - second.values[name], first.draws[name] - second.draws[name], level)
         for name, value in first.values.items()
     }
-
-
-def _level(level: float) -> None:
-    within("level", level, 0.0, 1.0, open_low=True, open_high=True)
 
 
 def _interval(value: float, draws: np.ndarray, level: float, least: float = -np.inf) -> Interval:

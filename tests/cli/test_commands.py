@@ -17,9 +17,9 @@ from scipy.special import log_softmax, softmax
 
 from kdjax import metrics, posthoc
 from kdjax.cli import main
+from kdjax.cli.labels import class_names
 from kdjax.cli.predictions import How, read
 from kdjax.cli.snippet import snippet
-from kdjax.cli.tables import class_names
 from tests.cli.files import LABELS, LOGITS, PROBS, K, N, npz, probabilities, table
 from tests.test_report import Read
 

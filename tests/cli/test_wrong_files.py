@@ -71,7 +71,7 @@ WRONG = {
     "one_hot.npz": (lambda p: npz(p, logits=LOGITS, labels=np.eye(K)[LABELS]), r"labels.argmax\(axis=1\)"),
     "strange_string.csv": (
         lambda p: probabilities(p, labels=np.where(LABELS == 1, "do\x1bg", "cat")),
-        r"'do\\\\x1bg' names no class \(the classes are cat, dog, cow\)",
+        r"'do\\x1bg' names no class \(the classes are cat, dog, cow\)",
     ),
     "unnamed_strings.npz": (
         lambda p: npz(p, logits=LOGITS, labels=np.where(LABELS == 1, "b", "a")),
