@@ -89,6 +89,8 @@ class Data:
     normalization: str = ""
     split_seed: int = 0
     calibration_fraction: float = 0.1
+    calibration_split: str = ""
+    class_weight: str = ""
     train_examples: int = 0
     test_examples: int = 0
     noise: float = 0.0

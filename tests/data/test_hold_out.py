@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from kdjax import recipes, stages
 from kdjax.data import from_arrays, load
 from kdjax.data.hold_out import hold_out, stratified
 from kdjax.data.order import permutation
@@ -59,6 +60,8 @@ def test_own_data_is_stratified_and_published_protocols_are_not():
     assert np.bincount(data.calibration.label).tolist() == [9, 1]
     digits, even = load("digits"), load("digits", calibration_split="stratified")
     assert digits.fingerprint == load("digits", calibration_split="random").fingerprint != even.fingerprint
+    assert stages.dataset(recipes.Data(calibration_split="stratified")).fingerprint == even.fingerprint
+    assert recipes.Recipe(data=recipes.Data(calibration_split="")).canonical() == recipes.Recipe().canonical()
     share = np.bincount(np.concatenate([even.train.label, even.calibration.label])) / 10
     assert (np.abs(np.bincount(even.calibration.label) - share) < 1).all()
 
