@@ -87,16 +87,17 @@ def _forward(x, scale, bias):
     var = jnp.maximum(squares / count - shift * shift, 0)
     inverse = jax.lax.rsqrt(var + EPSILON)
     y = (deviation - _spread(shift, x)) * _spread(inverse * scale, x) + bias
-    return (y.astype(x.dtype), reference + shift, var), (x, reference, shift, inverse, scale)
+    mean = reference + shift
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
 
 
 def _backward(saved, cotangents):
     """With x̂ the normalized x and means over the group: dx = scale / σ · (dy - mean(dy) - x̂ mean(dy x̂))."""
-    x, reference, shift, inverse, scale = saved
+    x, mean, inverse, scale = saved
     axes = tuple(range(1, x.ndim - 1))
     count = x[0, ..., 0].size
     dy = cotangents[0].astype(jnp.float32)
-    standard = (x.astype(jnp.float32) - _spread(reference, x) - _spread(shift, x)) * _spread(inverse, x)
+    standard = (x.astype(jnp.float32) - _spread(mean, x)) * _spread(inverse, x)
     total, product = _sums(dy, dy * standard, axes)
     dx = _spread(inverse * scale, x) * (dy - _spread(total / count, x) - standard * _spread(product / count, x))
     return dx.astype(x.dtype), product.sum(0), total.sum(0)

@@ -14,6 +14,7 @@ from kdjax.errors import Refused
 from kdjax.models import build
 from kdjax.models.batchnorm import EPSILON, BatchNorm, normalize
 from kdjax.recipes import Recipe
+from tests.models.drawing import variables_of
 
 KEY = jax.random.key(0)
 SHAPE = (8, 4, 4, 3)
@@ -112,7 +113,7 @@ def on_one_and_two(request):
     half = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     # The halves differ in mean and scale, so that statistics per device would be far off.
     x = jnp.concatenate([half, 3 + 5 * half])
-    everything = jax.jit(model.init)(KEY, x)
+    everything = variables_of(model, x)
 
     def loss(params, stats, x):
         output, stats = model.apply({"params": params, "batch_stats": stats}, x, train=True)
@@ -124,9 +125,9 @@ def on_one_and_two(request):
     params, stats = jax.device_put(
         (everything["params"], everything["batch_stats"]), NamedSharding(mesh, PartitionSpec())
     )
-    text = gradient.lower(params, stats, sharded).compile().as_text()
+    program = gradient.lower(params, stats, sharded).compile()
     one = gradient(everything["params"], everything["batch_stats"], x)
-    return request.param, one, gradient(params, stats, sharded), text
+    return request.param, one, program(params, stats, sharded), program.as_text()
 
 
 def test_numbers_do_not_depend_on_the_device_count(on_one_and_two):
