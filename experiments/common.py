@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -49,11 +50,12 @@ def main(
 
 
 def leave(code: int) -> None:
-    """Ends the process with an exit code; returns if it is 0."""
-    # Compiled work may still be queued on the device; nothing of it is needed.
+    """Ends the process with an exit code; returns if it is 0 and several processes belong together."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
+    # Compiled work may still be queued on the device, and nothing of it is needed; while an interpreter shuts down, a
+    # signal would kill it. Several processes take leave of each other in the ordinary way.
+    if code or not jax.distributed.is_initialized():
         os._exit(code)
 
 

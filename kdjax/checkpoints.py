@@ -1,9 +1,8 @@
 """Checkpoints whose every byte is checked and that name whose they are.
 
-Orbax makes a checkpoint visible only when it is complete, but restores a flipped byte without a word, so each
-checkpoint carries our manifest, and nothing is restored that does not verify or was written for another run. On disk
-a tree is nested plain dicts (a NamedTuple by its field names, a tuple by its positions), so that no class of this
-package is part of the format.
+Orbax restores a flipped byte without a word, so each checkpoint carries our manifest, and nothing is restored that does
+not verify or was written for another run. On disk a tree is nested plain dicts (a NamedTuple by its field names, a
+tuple by its positions), so that no class of this package is part of the format.
 
     checkpoints/
       7/  manifest.json     owner, size and SHA-256 of every file, written last
@@ -70,7 +69,7 @@ __all__ = [
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found.
+    """What `Checkpoints.restore` returns.
 
     Attributes:
       step: the step it was saved at.
@@ -86,7 +85,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run in one directory. Saving is synchronous: some 50 ms, and 10 ms for each further MB.
+    """The checkpoints of one run in one directory.
 
     Every process of a run calls the same methods; process 0 writes the manifest, and all restore the same step.
 
@@ -158,7 +157,7 @@ class Checkpoints:
 
         Args:
           like: a tree of arrays or `jax.ShapeDtypeStruct`s: structure, shapes, dtypes and target shardings (a leaf
-            without one goes to the default device). How many devices the checkpoint was saved on does not matter.
+            without one goes to the default device), on however many devices it was saved.
 
         Raises:
           Refused: if names, shapes or dtypes differ from `like` (another model, another number of training examples,
@@ -220,8 +219,8 @@ class Checkpoints:
             saved = self._load(path, tree)
         except Refused:
             return False
-        ours, theirs = jax.tree.leaves(tree), jax.tree.leaves(saved.tree)
-        equal = all(_bytes(a) == _bytes(b) for a, b in zip(ours, theirs, strict=True))
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(saved.tree), strict=True)
+        equal = all(_bytes(a) == _bytes(b) for a, b in pairs)
         return equal and canonical(saved.extra) == canonical(dict(extra))
 
     def _all(self) -> list[int]:
@@ -249,9 +248,9 @@ class Checkpoints:
 
         on_primary(work)
 
-    def _agreed(self, found: list[Any]) -> list[Any]:
-        """What process 0 found, so that all processes restore the same step."""
-        return json.loads(broadcast(json.dumps(found)))
+    def _agreed(self, values: list[Any]) -> list[Any]:
+        """The values of process 0, so that all processes restore the same step."""
+        return json.loads(broadcast(json.dumps(values)))
 
     def _no_room(self, step: int, needed: int, error: Exception) -> str:
         have = self.steps()

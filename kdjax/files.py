@@ -152,19 +152,19 @@ def verify_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> 
         return [problem]
     if owner and not manifest["owner"]:
         return [f"{MANIFEST} does not say what it belongs to"]
-    found, problems = _walk(directory), []
+    paths, problems = _walk(directory), []
     for name, entry in manifest["files"].items():
-        if name not in found:
+        if name not in paths:
             problems.append(f"{name} is missing")
             continue
-        path = found.pop(name)
+        path = paths.pop(name)
         if path.is_symlink() or not path.is_file():
             problems.append(f"{name} is not a plain file")
         elif path.stat().st_size != entry["size"]:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['size']}")
         elif _entry(path) != entry:
             problems.append(f"{name} does not have its SHA-256 (a byte changed)")
-    return problems + [f"{name} is not in the manifest" for name in sorted(found)]
+    return problems + [f"{name} is not in the manifest" for name in sorted(paths)]
 
 
 def refuse_foreign(directory: Path, owner: Mapping[str, Any] | None = None) -> None:
@@ -255,13 +255,13 @@ def _short(text: str) -> str:
 
 def _walk(directory: Path) -> dict[str, Path]:
     """Everything below a directory that is not a directory, by relative name, without its manifest and its lock."""
-    found = {}
+    paths = {}
     for folder, folders, names in os.walk(directory, followlinks=False):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in [*names, *links]:
             path = Path(folder) / name
-            found[path.relative_to(directory).as_posix()] = path
-    return {name: found[name] for name in sorted(found) if name not in (MANIFEST, LOCK)}
+            paths[path.relative_to(directory).as_posix()] = path
+    return {name: paths[name] for name in sorted(paths) if name not in (MANIFEST, LOCK)}
 
 
 def _entry(path: Path, flush: bool = False) -> dict[str, Any]:

@@ -43,11 +43,11 @@ class Lock:
 
     def __init__(self, directory: Path):
         self.path = Path(directory) / LOCK
-        self._mine: dict[str, Any] | None = None
+        self._content: dict[str, Any] | None = None
         self._released = threading.Event()
 
     def __enter__(self) -> Lock:
-        mine = {
+        content = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "namespace": namespace(),
@@ -60,8 +60,8 @@ class Lock:
                 self._refuse_living(holder)
             self.path.unlink(missing_ok=True)
             with self.path.open("x", encoding="utf-8") as file:
-                file.write(canonical(mine))
-        self._mine = mine
+                file.write(canonical(content))
+        self._content = content
         self._released.clear()
         threading.Thread(target=self._beat, name="kdjax lock", daemon=True).start()
         return self
@@ -70,12 +70,12 @@ class Lock:
         self._released.set()
         if self.held():
             self.path.unlink(missing_ok=True)
-        self._mine = None
+        self._content = None
 
     def held(self) -> bool:
         """Whether the lock file is still this lock's: a process that slept through `FREE_AFTER` may have lost it."""
         with contextlib.suppress(Refused):
-            return self._mine is not None and self._holder() == self._mine
+            return self._content is not None and self._holder() == self._content
         return False
 
     def _beat(self) -> None:

@@ -33,15 +33,15 @@ def parse(how: str) -> Meeting:
     Raises:
       Refused: it is not HOST:PORT,COUNT,INDEX, or the port, the count or the index cannot be.
     """
-    found = re.fullmatch(r"([^,\s]+):(\d{1,9}),(\d{1,9}),(\d{1,9})", how, re.ASCII)
-    if found is None or int(found[4]) >= int(found[3]):
+    match = re.fullmatch(r"([^,\s]+):(\d{1,9}),(\d{1,9}),(\d{1,9})", how, re.ASCII)
+    if match is None or int(match[4]) >= int(match[3]):
         raise Refused(
             f"--distributed is {how!r}; expected auto, or the coordinator's HOST:PORT, the number of processes and "
             "this one's index from 0, such as --distributed=host0:9999,2,0."
         )
-    if not 1 <= int(found[2]) <= 65535:
-        raise Refused(f"--distributed is {how!r}, with port {found[2]}; expected one between 1 and 65535.")
-    return Meeting(found[1].strip("[]"), int(found[2]), int(found[3]), int(found[4]))
+    if not 1 <= int(match[2]) <= 65535:
+        raise Refused(f"--distributed is {how!r}, with port {match[2]}; expected one between 1 and 65535.")
+    return Meeting(match[1].strip("[]"), int(match[2]), int(match[3]), int(match[4]))
 
 
 def gather(meeting: Meeting, patience: float) -> tuple[dict[int, socket.socket], str]:

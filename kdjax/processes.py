@@ -1,4 +1,4 @@
-"""Several processes that run one program: who writes, and how the others hear of it (floor 3)."""
+"""Several processes that run one program: who writes, and how the others hear of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def broadcast(text: str) -> str:
     """Process 0's text, on every process."""
     if jax.process_count() == 1:
         return text
-    mine = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(mine.size)))
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.resize(mine, size)), np.uint8)).decode()
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.resize(data, size)), np.uint8)).decode()
 
 
 def on_primary(work: Callable[[], Any]) -> Any:

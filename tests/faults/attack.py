@@ -385,7 +385,10 @@ def main() -> int:
     parser.add_argument("--room", type=int, default=0)
     given = parser.parse_args()
     if given.child:
-        return child(given.child, given.npz, given.room)
+        code = child(given.child, given.npz, given.room)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # as `experiments` does: an interpreter that shuts down has no handlers
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}", flush=True)
     ends = attack(given.seconds, seed, (lambda _: None) if given.quiet else print)

@@ -11,28 +11,6 @@ import pytest
 
 from tests.processes import ROOT, environment, slow
 
-FAST = ("--config.recipe.teacher.epochs=1", "--config.recipe.student.epochs=1", "--config.seeds=(0,)")
-
-# Announces what is going on, and waits there for the signal: WHERE is a module's function.
-PAUSE = """
-import importlib, sys, time, runpy, signal
-where, sys.argv = sys.argv[1], sys.argv[1:]
-def pause():
-    print("here", flush=True)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        time.sleep(0.01)
-if where != "import":
-    module, _, name = where.rpartition(".")
-    owner = importlib.import_module(module)
-    original = getattr(owner, name)
-    def paused(*args, **kwargs):
-        setattr(owner, name, original)
-        pause()
-        return original(*args, **kwargs)
-    setattr(owner, name, paused)
-"""
-
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_while_libraries_are_imported(tmp_path, number):
