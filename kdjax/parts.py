@@ -38,7 +38,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
 
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform for another kind of
-        input; a batch that the group of BatchNorm does not divide; token ids outside the network's vocabulary.
+        input; token ids outside the network's vocabulary.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
@@ -47,11 +47,6 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
             f"{dataset.name!r}; set it to at most {len(dataset.train.label)}."
         )
     limits.refuse_steps(recipe.epochs, steps)
-    if recipe.norm_group and recipe.batch_size % recipe.norm_group:
-        raise Refused(
-            f"norm_group is {recipe.norm_group} and batch_size {recipe.batch_size}; expected a group that divides the "
-            "batch."
-        )
     _check_vocabulary(recipe, dataset)
     same = dataclasses.replace(recipe, seed=0)
     return _parts(same, dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
