@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import configs
 from configs.base import choose, choose_data, roles
+from experiments import loading
 from kdjax.errors import Refused, nearest
 from kdjax.launch import PATIENCE
 from kdjax.settings import Settings
@@ -40,6 +37,7 @@ class Command:
     Attributes:
       config: locked, with every name and field applied.
       plan: only print what would run.
+      probe: time a few steps for the plan.
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
       mixed_settings: put numbers that were computed under different settings into one table.
@@ -49,6 +47,7 @@ class Command:
 
     config: ConfigDict
     plan: bool = False
+    probe: bool = False
     distributed: str | None = None
     distributed_timeout: float = PATIENCE
     mixed_settings: bool = False
@@ -65,6 +64,7 @@ def defined() -> flags.FlagValues:
     flags.DEFINE_bool(
         "plan", False, "Print the stages, what is done and what the rest would cost; run nothing.", values
     )
+    flags.DEFINE_bool("probe", False, "With --plan: time five steps of every kind, and say how many hours.", values)
     flags.DEFINE_string(
         "distributed",
         None,
@@ -98,9 +98,9 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
     Raises:
       Refused: whatever is wrong with the words, in one sentence.
     """
-    imports(argv)
+    loading.imports(flag_values(argv, "import"))
     path, _, names = [default, *flag_values(argv, "config")][-1].strip().partition(":")
-    module = load(path)
+    module = loading.load(path)
     config = configuration(module, path, names)
     typed = {field: f"--config.{field}" for field in _fields(argv)}
     named = {field: f"{name!r} in the config string" for name, field in roles(names, presets(module)) if field}
@@ -126,87 +126,20 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         raise Refused(f"a field of the configuration could not be read: {' '.join(str(error).split())}.") from error
     if len(left) > 1:
         raise Refused(f"{left[1]!r} is no flag; flags look like --config.recipe.student.epochs=5.")
+    if values["probe"].value and not values["plan"].value:
+        raise Refused("--probe times steps for a plan; type --plan --probe.")
     final = holder.value
     final.run.workdir = values["workdir"].value or final.run.workdir
     return Command(
         config=final,
         plan=bool(values["plan"].value),
+        probe=bool(values["probe"].value),
         distributed=values["distributed"].value,
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         mixed_settings=bool(values["mixed_settings"].value),
         fields={**named, **typed},
         text=" ".join([program(), *_without(argv[1:], "workdir", "distributed", "distributed_timeout")]),
     )
-
-
-def imports(argv: Sequence[str]) -> None:
-    """Imports the modules named by --import, one or several separated by commas.
-
-    Raises:
-      Refused: naming the module and what it raised.
-    """
-    for name in (part.strip() for value in flag_values(argv, "import") for part in value.split(",")):
-        if not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise Refused(f"--import is {name!r}; expected the name of a module, such as my_methods or lab.losses.")
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise Refused(f"--import={name}: the module needs {error.name!r}, which is not installed.") from error
-            raise Refused(
-                f"--import={name}: there is no module of that name; expected one that is installed, or a file "
-                f"{name.replace('.', '/')}.py in the current folder."
-            ) from error
-        except Refused as error:
-            raise Refused(f"--import={name}: {error}") from error
-        except Exception as error:
-            place = _place(error)
-            raise Refused(f"--import={name} failed{place} with {type(error).__name__}: {error}") from error
-
-
-def _place(error: Exception) -> str:
-    """Where the imported file itself went wrong."""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<") and "importlib" not in file and file != __file__:
-            place = f" in {Path(file).name}, line {trace.tb_lineno},"
-        trace = trace.tb_next
-    return place
-
-
-def load(path: str) -> ModuleType:
-    """The configuration file as a module; `configs/...` falls back to the project's own where it is installed.
-
-    Raises:
-      Refused: no such file, a folder, a file without get_config, or one that cannot be imported.
-    """
-    expected = "expected a configuration such as configs/digits.py"
-    place = located(path)
-    if not path or place.is_dir():
-        raise Refused(f"--config names no file; {expected}.")
-    if not place.is_file():
-        raise Refused(f"{path} does not exist; {expected}.")
-    specification = importlib.util.spec_from_file_location("kdjax_configuration", place)
-    if specification is None or specification.loader is None:
-        raise Refused(f"{path} is no Python file; {expected}.")
-    module = importlib.util.module_from_spec(specification)
-    try:
-        specification.loader.exec_module(module)
-    except Refused:
-        raise
-    except Exception as error:
-        raise Refused(f"{path} failed with {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "get_config", None)):
-        raise Refused(f"--config names a file without get_config; {expected}.")
-    return module
-
-
-def located(path: str) -> Path:
-    """A file of the current folder, or else, for `configs/...`, of the project."""
-    installed = Path(configs.__file__).parents[1] / path
-    ours = path.startswith("configs/") and not Path(path).exists() and installed.exists()
-    return installed if ours else Path(path)
 
 
 def configuration(module: ModuleType, path: str, names: str) -> ConfigDict:

@@ -147,8 +147,9 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         for stage in stages.order(targets):
             layout.check_batch(stage.recipe.batch_size, layout.mesh(run.devices))
         planned = stages.plan(targets, Path(run.workdir))
+        seconds = plans.probe([row for row in planned if row.status != "done"], run) if given.probe else None
         if is_primary():
-            plans.show(planned)
+            plans.show(planned, seconds)
         return None
     if not given.mixed_settings:
         refuse_mixed(targets, Path(run.workdir))

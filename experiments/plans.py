@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdjax import models, objectives, stages, tasks
+from kdjax import models, objectives, stages, tasks, teachers
 from kdjax.errors import literal
 from kdjax.options import Options
+from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
+from kdjax.settings import Settings
 from kdjax.stages import Stage
+from kdjax.trainer import Trainer
 
 
 def label(recipe: Recipe) -> str:
@@ -28,8 +33,12 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.model} {recipe.distill.method}{temperature}"
 
 
-def show(planned: Sequence[stages.Planned]) -> None:
-    """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out."""
+def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None = None) -> None:
+    """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out.
+
+    Args:
+      seconds: of one step by stage id, where they were probed.
+    """
     table = Table(title="plan", title_justify="left")
     for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
         table.add_column(column, justify="right" if column in ("steps", "TFLOP", "objective state") else "left")
@@ -50,6 +59,65 @@ def show(planned: Sequence[stages.Planned]) -> None:
         print(literal(line))
     todo = [row for row in planned if row.status != "done"]
     print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
+    if seconds is not None:
+        total = sum(row.steps * seconds[row.stage.id] for row in todo)
+        kinds = len({*map(kind_of_step, (row.stage for row in todo))})
+        print(
+            f"About {total / 3600:.2f} hours of steps on this machine, one stage after the other, by {PROBED} steps of "
+            f"each of {kinds} kinds; compiling, evaluation and what checkpoints hold already are not counted."
+        )
+
+
+PROBED = 5
+
+
+def kind_of_step(stage: Stage) -> Hashable:
+    """What a step's cost depends on, all but numbers and the label term: stages of one kind are probed once."""
+    recipe = stage.recipe
+    networks = [(r.model, r.model_options, r.precision) for r in (recipe, stage.teacher and stage.teacher.recipe) if r]
+    method = "" if recipe.distill is None else recipe.distill.method
+    views = objectives.METHODS[recipe.method].transform
+    return *networks, method, views, recipe.transform, recipe.batch_size, recipe.norm_group, recipe.data
+
+
+def probe(planned: Sequence[stages.Planned], run: Settings) -> dict[str, float]:
+    """Stage id -> seconds of a step here, timed over a few steps of every kind after one that compiles.
+
+    A teacher that is not trained yet has random weights; its cost is the same.
+    """
+    timed: dict[Hashable, float] = {}
+    for row in planned:
+        kind = kind_of_step(row.stage)
+        if kind not in timed:
+            timed[kind] = _seconds(row.stage, run)
+    return {row.stage.id: timed[kind_of_step(row.stage)] for row in planned}
+
+
+def _seconds(stage: Stage, run: Settings) -> float:
+    recipe, teacher = stage.recipe, None
+    dataset = stages.dataset(recipe.data)
+    if stage.teacher is not None:
+        model = parts(stage.teacher.recipe, stages.dataset(stage.teacher.recipe.data)).model
+        inputs = jax.eval_shape(dataset.prepare, tasks.example(dataset.train))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+        teacher = teachers.frozen(model, jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes))
+    trainer = Trainer(
+        tasks.task(recipe, dataset, teacher),
+        devices=run.devices,
+        steps_per_call=run.steps_per_call,
+        feed=run.feed,
+        workers=run.workers,
+    )
+    call = trainer.steps_per_call
+    calls = -(-PROBED // call)
+    state, began, steps = trainer.init(), 0.0, 0
+    for state, _ in trainer.steps(state, stop=call * (1 + calls)):
+        jax.block_until_ready(state.params)
+        if not began:
+            began = time.perf_counter()
+        else:
+            steps += call
+    return (time.perf_counter() - began) / max(steps, 1)
 
 
 def computed(stage: Stage) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from experiments import calibrate, command, common, distill, quickstart
+from experiments import calibrate, common, distill, loading, quickstart
 from kdjax import data, transforms
 from kdjax.errors import Refused
 from kdjax.options import Options
@@ -94,11 +94,11 @@ def test_configs_are_found_from_any_directory(tmp_path):
 
 def test_a_config_of_the_current_directory_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert command.located("configs/digits.py") == ROOT / "configs" / "digits.py"
+    assert loading.located("configs/digits.py") == ROOT / "configs" / "digits.py"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").touch()
     for path in ("configs/digits.py", "configs/nothing.py", "mine.py"):
-        assert str(command.located(path)) == path
+        assert str(loading.located(path)) == path
 
 
 STEPS = {"schedule": "multistep", "lr": 0.1}
