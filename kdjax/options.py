@@ -16,12 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-from jaxtyping import Array
 
 from kdjax.errors import Refused, nearest, one_of, within
-
-Scalar = float | Array
-"""A hyper-parameter: a Python number, which is checked, or a traced scalar, which is not."""
 
 Check = Callable[[str, Any], Any]
 F = TypeVar("F", bound=Callable)
@@ -163,13 +159,14 @@ def hyper(**checks: Check) -> Callable[[F], F]:
     def declare(function: F) -> F:
         known = inspect.signature(function).parameters
         keywords = {name for name, p in known.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        takes_others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         if unknown := set(checks) - keywords:
             raise TypeError(f"{function.__name__} has no keyword-only parameter {sorted(unknown)}")
 
         @functools.wraps(function)
         def checked(*args: Any, **given: Any) -> Any:
             for name, value in given.items():
-                if name not in known:
+                if name not in known and not takes_others:
                     raise Refused(f"{function.__name__} has no option {name!r}; {nearest(name, keywords)}")
                 if name in checks and not isinstance(value, jax.Array):
                     checks[name](f"{function.__name__}.{name}", value)

@@ -75,8 +75,8 @@ def test_every_option_can_be_set_on_the_command_line(name):
 
 def test_nested_and_named_options_on_the_command_line():
     near = tuple(tuple(int(i // 2 == j // 2) for j in range(10)) for i in range(10))
-    recipe = typed("cud", "distill.options.target=project", f"distill.options.near={near}")
-    assert dict(recipe.distill.options)["near"] == near
+    recipe = typed("kd", f"distill.options.target=project(near={near}, far_mass=0.1)")
+    assert dict(recipe.distill.options)["target"] == f"project(near={near})", "a default is left out"
     again = from_dict(Recipe, json.loads(recipe.canonical()))
     assert again.canonical() == recipe.canonical() and hash(again) is not None
     assert dict(typed("hidden_state", "distill.options.layers=('stage1:stage2',)").distill.options)["layers"] == (

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.losses.numerics import checked, one_minus_exp, picked, power, probability, ratio
-from kdjax.options import Scalar, above, between, hyper, integer
+from kdjax.options import above, between, hyper, integer
+from kdjax.types import Scalar
 
 
 class AdaFocalState(NamedTuple):

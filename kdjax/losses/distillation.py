@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
 from kdjax.losses.numerics import at_least_float32, checked, classes, weights
-from kdjax.options import Scalar, above, at_least, choice, flag, hyper
+from kdjax.options import above, at_least, choice, flag, hyper
 from kdjax.targets.simple import standardize, temper
+from kdjax.types import Scalar
 
 Divergence = Callable[[Array, Array], Array]
 

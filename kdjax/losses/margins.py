@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.losses.numerics import at_least_float32, checked, classes, first_max, picked
-from kdjax.options import Scalar, at_least, choice, hyper, integer
+from kdjax.options import at_least, choice, hyper, integer
+from kdjax.types import Scalar
 
 
 def _unmasked(logits: Float[Array, "*B K"]) -> tuple[Float[Array, "*B K"], Array]:

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 from kdjax.errors import Refused
 from kdjax.losses.distillation import kd, same_classes, shares, zero_where_equal
 from kdjax.losses.numerics import materialized
-from kdjax.options import Scalar, above, choice, each, flag, hyper
+from kdjax.options import above, choice, each, flag, hyper
 from kdjax.targets import simple
 from kdjax.targets.simple import temper
+from kdjax.types import Scalar
 
 
 class Levels(NamedTuple):

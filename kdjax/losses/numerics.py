@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kdjax.errors import Refused
 
@@ -86,25 +86,6 @@ def power(base: Float[Array, "*B"], exponent: Float[Array, "*B"] | float) -> Flo
     positive = base > 0
     raised = jnp.power(jnp.where(positive, base, 1.0), exponent)
     return jnp.where(positive, raised, jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0).astype(raised.dtype))
-
-
-def mask_absent(
-    logits: Float[Array, "B K"], weight: Float[Array, "B"] | None
-) -> tuple[Float[Array, "B K"], Float[Array, "B"], Bool[Array, "B"]]:
-    """Removes the examples of weight 0 from a batch without changing its shape.
-
-    Returns:
-      (logits with removed rows set to 0, weights >= 0 in the logits' dtype, which rows stay).
-    """
-    if weight is None:
-        kept = jnp.ones(logits.shape[:1], bool)
-        return logits, kept.astype(logits.dtype), kept
-    kept = weight > 0
-    return (
-        jnp.where(kept[:, None], logits, 0.0),
-        jnp.where(kept, weight, 0.0).astype(logits.dtype),
-        kept,
-    )
 
 
 def weights(logits: Float[Array, "B K"], weight: Float[Array, "B"] | None) -> Float[Array, "B"]:

@@ -24,7 +24,8 @@ from kdjax.losses.numerics import (
     power,
     probability,
 )
-from kdjax.options import Scalar, at_least, between, choice, each, hyper
+from kdjax.options import at_least, between, choice, each, hyper
+from kdjax.types import Scalar
 
 
 def nll(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -6,8 +6,9 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from kdjax.losses.numerics import checked, one_minus_exp, picked, power, probability
-from kdjax.options import Scalar, at_least, between, flag, hyper
+from kdjax.options import at_least, between, flag, hyper
 from kdjax.targets.simple import entropy, temper
+from kdjax.types import Scalar
 
 
 @hyper(

@@ -1,156 +1,92 @@
-"""Calibrators by name: hard-label objectives that a teacher is trained with, or a student's label term (floor 2).
+"""Calibrators by name: objectives of labels that a teacher is trained with, or a student's label term.
 
-Each builder takes keyword hyper-parameters with defaults and refuses those out of range before anything is traced. A
-traced array passes, so that one compiled step can train a grid of weights. MACC is left out: its certainty is the
-variance of the logits over several stochastic forward passes, and an objective sees one.
+A line of the registry is a loss of `kdjax.losses`, whose options, defaults and ranges are taken from its signature, or
+a builder of this file that adds terms. Values out of range are refused before anything is traced; a traced array
+passes, so that one compiled step can train a grid of weights. MACC is left out: its certainty is the variance of the
+logits over several stochastic forward passes, and an objective sees one.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from kdjax import losses, transforms
-from kdjax.errors import Refused, one_of, positive, within
-from kdjax.losses.numerics import at_least_float32, mask_absent
+from kdjax.errors import Refused
 from kdjax.objectives import stateful
-from kdjax.objectives.core import Method, Objective, blend, need, stateless
-from kdjax.objectives.rows import per_batch, per_example
+from kdjax.objectives.core import Method, Objective, blend
+from kdjax.objectives.terms import is_number, of_loss, reads, takes, term
+from kdjax.options import at_least, choice, hyper
+from kdjax.types import Scalar
 
 
-def nll() -> Objective:
-    """Negative log-likelihood."""
-    return per_example("nll", "nll", losses.nll)
+@takes(losses.focal, losses.label_smoothing, but=("form",))
+@hyper(beta=at_least(0))
+def mdca(*, beta: Scalar = 1.0, gamma: Scalar = 0.0, alpha: Scalar = 0.0) -> Objective:
+    """Label loss + beta * MDCA.
 
-
-def label_smoothing(*, alpha: float = 0.1, form: str = "offtarget") -> Objective:
-    """Label smoothing; `form` "offtarget" is KD(C)'s, "uniform" that of torch and optax."""
-    within("label_smoothing.alpha", alpha, 0.0, 1.0, open_high=True)
-    one_of("label_smoothing.form", form, ("offtarget", "uniform"))
-    return per_example("label_smoothing", "label_smoothing", partial(losses.label_smoothing, alpha=alpha, form=form))
-
-
-def focal(*, gamma: float = 3.0) -> Objective:
-    """Focal loss."""
-    within("focal.gamma", gamma, 0.0)
-    return per_example("focal", "focal", partial(losses.focal, gamma=gamma))
-
-
-def flsd(
-    *, gamma: float = 3.0, gammas: tuple[float, float] = (5.0, 3.0), thresholds: tuple[float, float] = (0.2, 0.5)
-) -> Objective:
-    """Sample-dependent focal loss; `gamma` is the exponent from p_y = 0.5 on."""
-    within("flsd.gamma", gamma, 0.0)
-    return per_example("flsd", "flsd", partial(losses.flsd, gamma=gamma, gammas=gammas, thresholds=thresholds))
-
-
-def dual_focal(*, gamma: float = 5.0) -> Objective:
-    """Dual focal loss."""
-    within("dual_focal.gamma", gamma, 0.0)
-    return per_example("dual_focal", "dual_focal", partial(losses.dual_focal, gamma=gamma))
-
-
-def brier() -> Objective:
-    """Brier score."""
-    return per_example("brier", "brier", losses.brier)
-
-
-def _off(value: Any) -> bool:
-    return isinstance(value, int | float) and value == 0
-
-
-def mdca(*, beta: float = 1.0, gamma: float = 0.0, alpha: float = 0.0) -> Objective:
-    """Hard loss + beta * MDCA.
-
-    The hard loss is the NLL, focal(gamma) when gamma is given, or off-target label smoothing when alpha is: the three
+    The label loss is the NLL, focal(gamma) when gamma is given, or off-target label smoothing when alpha is: the three
     that the authors register.
     """
-    within("mdca.beta", beta, 0.0)
-    within("mdca.gamma", gamma, 0.0)
-    within("mdca.alpha", alpha, 0.0, 1.0, open_high=True)
-    if not _off(gamma) and not _off(alpha):
+    if not is_number(gamma, 0) and not is_number(alpha, 0):
         raise Refused(f"mdca has gamma={gamma} (focal) and alpha={alpha} (label smoothing); set one of them to 0.")
-    if not _off(gamma):
-        hard = per_example("focal", "mdca", partial(losses.focal, gamma=gamma))
-    elif not _off(alpha):
-        hard = per_example("label_smoothing", "mdca", partial(losses.label_smoothing, alpha=alpha))
+    if not is_number(gamma, 0):
+        label_term = term(losses.focal, "mdca", "focal", gamma=gamma)
+    elif not is_number(alpha, 0):
+        label_term = term(losses.label_smoothing, "mdca", "label_smoothing", alpha=alpha)
     else:
-        hard = per_example("nll", "mdca", losses.nll)
-    return blend((1, hard), (beta, per_batch("mdca", "mdca", losses.mdca)))
+        label_term = term(losses.nll, "mdca", "nll")
+    return blend((1, label_term), (beta, term(losses.mdca, "mdca")))
 
 
-def dca(*, alpha: float = 1.0, beta: float = 1.0) -> Objective:
-    """alpha * NLL + beta * DCA; the authors' own repository uses alpha = 1, beta = 10."""
-    within("dca.alpha", alpha, 0.0)
-    within("dca.beta", beta, 0.0)
-    return blend((alpha, per_example("nll", "dca", losses.nll)), (beta, per_batch("dca", "dca", losses.dca)))
+@takes(losses.dca)
+@hyper(alpha=at_least(0), beta=at_least(0))
+def dca(*, alpha: Scalar = 1.0, beta: Scalar = 1.0) -> Objective:
+    """alpha * NLL + beta * DCA. The authors' own repository uses beta = 10; MDCA's and KD(C)'s use 1."""
+    return blend((alpha, term(losses.nll, "dca", "nll")), (beta, term(losses.dca, "dca")))
 
 
-def mmce(*, beta: float = 2.0, form: str = "weighted", width: float = 0.4, normalization: str = "code") -> Objective:
+@takes(losses.mmce, losses.mmce_weighted)
+@hyper(beta=at_least(0), form=choice("weighted", "unweighted"))
+def mmce(*, beta: Scalar = 2.0, form: str = "weighted", **options: Any) -> Objective:
     """NLL + beta * MMCE, `form` "weighted" (KD(C)'s) or "unweighted"; `normalization` is of the weighted form."""
-    within("mmce.beta", beta, 0.0)
-    positive("mmce.width", width)
-    one_of("mmce.form", form, ("weighted", "unweighted"))
-    one_of("mmce.normalization", normalization, ("code", "paper"))
-    term = partial(losses.mmce, width=width)
-    if form == "weighted":
-        term = partial(losses.mmce_weighted, width=width, normalization=normalization)
-    return blend((1, per_example("nll", "mmce", losses.nll)), (beta, per_batch("mmce", "mmce", term)))
+    if form == "unweighted" and options.get("normalization", "code") != "code":
+        raise Refused("mmce has normalization='paper' and form='unweighted', which has none; set form='weighted'.")
+    if form == "unweighted":
+        options.pop("normalization", None)
+    squared = term(losses.mmce if form == "unweighted" else losses.mmce_weighted, "mmce", **options)
+    return blend((1, term(losses.nll, "mmce", "nll")), (beta, squared))
 
 
-def mixup(*, alpha: float = 0.2) -> Objective:
+@hyper(alpha=at_least(0))
+def mixup(*, alpha: Scalar = 0.2) -> Objective:
     """NLL against the mixed labels that its transform writes; `alpha` is the transform's."""
-    within("mixup.alpha", alpha, 0.0)
-
-    def value(batch, output, clock):
-        target = need(batch, "target", "mixup")
-        logits, _, kept = mask_absent(at_least_float32(output.logits), batch.weight)
-        return losses.soft_nll(logits, jnp.where(kept[:, None], target, 0.0))
-
-    return stateless("mixup", value)
+    return term(losses.soft_nll, "mixup")
 
 
-def cpc(*, lam1: float = 0.1, lam2: float = 1.0, normalization: str = "pairs") -> Objective:
+@takes(losses.cpc_exclusion)
+@hyper(lam1=at_least(0), lam2=at_least(0))
+def cpc(*, lam1: Scalar = 0.1, lam2: Scalar = 1.0, **options: Any) -> Objective:
     """NLL + lam1 * discrimination + lam2 * exclusion; the paper's weights could not be verified, these are CALS's."""
-    within("cpc.lam1", lam1, 0.0)
-    within("cpc.lam2", lam2, 0.0)
-    one_of("cpc.normalization", normalization, ("pairs", "cals"))
     return blend(
-        (1, per_example("nll", "cpc", losses.nll)),
-        (lam1, per_example("cpc_discrimination", "cpc", losses.cpc_discrimination)),
-        (lam2, per_example("cpc_exclusion", "cpc", partial(losses.cpc_exclusion, normalization=normalization))),
+        (1, term(losses.nll, "cpc", "nll")),
+        (lam1, term(losses.cpc_discrimination, "cpc", "cpc_discrimination")),
+        (lam2, term(losses.cpc_exclusion, "cpc", "cpc_exclusion", **options)),
     )
 
 
-def mbls(*, alpha: float = 0.1, margin: float = 10.0) -> Objective:
+@takes(losses.mbls)
+@hyper(alpha=at_least(0))
+def mbls(*, alpha: Scalar = 0.1, **options: Any) -> Objective:
     """NLL + alpha * margin penalty."""
-    within("mbls.alpha", alpha, 0.0)
-    within("mbls.margin", margin, 0.0)
-    penalty = per_example("mbls", "mbls", lambda logits, labels: losses.mbls(logits, margin=margin))
-    return blend((1, per_example("nll", "mbls", losses.nll)), (alpha, penalty))
+    return blend((1, term(losses.nll, "mbls", "nll")), (alpha, term(losses.mbls, "mbls", **options)))
 
 
-def acls(
-    *,
-    alpha: float = 0.1,
-    margin: float = 10.0,
-    pos_lambda: float = 1.0,
-    neg_lambda: float = 0.1,
-    reference: str = "max",
-) -> Objective:
+@takes(losses.acls)
+@hyper(alpha=at_least(0))
+def acls(*, alpha: Scalar = 0.1, **options: Any) -> Objective:
     """NLL + alpha * adaptive label-smoothing penalty; `reference` "max" is the code's, "range" the paper's."""
-    within("acls.alpha", alpha, 0.0)
-    within("acls.margin", margin, 0.0)
-    within("acls.pos_lambda", pos_lambda, 0.0)
-    within("acls.neg_lambda", neg_lambda, 0.0)
-    one_of("acls.reference", reference, ("max", "range"))
-
-    def penalty(logits, labels):
-        return losses.acls(logits, margin=margin, pos_lambda=pos_lambda, neg_lambda=neg_lambda, reference=reference)
-
-    return blend((1, per_example("nll", "acls", losses.nll)), (alpha, per_example("acls", "acls", penalty)))
+    return blend((1, term(losses.nll, "acls", "nll")), (alpha, term(losses.acls, "acls", **options)))
 
 
 def _kdc(teacher: str, student: str) -> str:
@@ -158,42 +94,47 @@ def _kdc(teacher: str, student: str) -> str:
     return f"CIFAR-100 top-1 / ECE %: WRN-40-2 {teacher}, WRN-40-1 {student}"
 
 
-def _method(build: Any, formula: str, source: str, **more: Any) -> Method:
+def _of(loss: Callable, formula: str, source: str, **more: Any) -> Method:
+    """The line of a loss as it stands."""
+    return _method(of_loss(loss, loss.__name__), formula, source, needs=reads(loss), **more)
+
+
+def _method(build: Callable[..., Objective], formula: str, source: str, **more: Any) -> Method:
     return Method(
         build, "calibrator", **{"needs": ("label",), "verified": "golden", **more}, formula=formula, source=source
     )
 
 
 CALIBRATORS: dict[str, Method] = {
-    "nll": _method(
-        nll,
+    "nll": _of(
+        losses.nll,
         "-log p_y",
         "KD(C) solvers/loss.py",
         published=_kdc("74.39 / 13.04", "70.04 / 11.16"),
     ),
-    "label_smoothing": _method(
-        label_smoothing,
+    "label_smoothing": _of(
+        losses.label_smoothing,
         "-Σ_j t_j log p_j, t = 1-α on y and α/(K-1) elsewhere (offtarget), or (1-α)·onehot + α/K (uniform)",
         "Szegedy et al. 2016; KD(C) solvers/loss.py, by-liu/MbLS",
         published=_kdc("75.15 / 2.32", "70.07 / 1.30"),
     ),
-    "focal": _method(
-        focal,
+    "focal": _of(
+        losses.focal,
         "-(1-p_y)^γ log p_y",
         "Lin et al. 2017, Mukhoti et al. 2020; KD(C) solvers/loss.py, torrvision/focal_calibration",
     ),
-    "flsd": _method(
-        flsd,
+    "flsd": _of(
+        losses.flsd,
         "focal with γ = 5 for p_y < 0.2, 3 for p_y < 0.5, else γ",
         "Mukhoti et al. 2020; torrvision/focal_calibration",
     ),
-    "dual_focal": _method(
-        dual_focal,
+    "dual_focal": _of(
+        losses.dual_focal,
         "-(1-p_y+p_j)^γ log p_y, p_j the largest probability below p_y",
         "Tao et al. 2023, arXiv 2305.13665; Linwei94/ICML2023-DualFocalLoss",
         verified="law",
     ),
-    "brier": _method(brier, "Σ_j (p_j - 1[y=j])²", "Brier 1950; torrvision/focal_calibration"),
+    "brier": _of(losses.brier, "Σ_j (p_j - 1[y=j])²", "Brier 1950; torrvision/focal_calibration"),
     "mdca": _method(
         mdca,
         "hard + β·(1/K) Σ_j |mean_i p_ij - mean_i 1[y_i=j]|, hard = NLL, focal(γ) or label smoothing(α)",
@@ -261,5 +202,12 @@ CALIBRATORS: dict[str, Method] = {
         "NLL + α·[λ_p Σ_top relu(max z - m)² + λ_n/(K-1) Σ_rest relu(sg(max z) - z_j - m)²]",
         "Park et al. 2023; cvlab-yonsei/ACLS",
         published=_kdc("74.90 / 6.03", "69.92 / 7.00"),
+    ),
+    "dus": _of(
+        losses.dus,
+        "(λ_CE + λ_F α_y (1-p_y)^γ)·(-log p_y) - λ_H w H(p), w = 1[p_y < τ] + ρ(1-p_y)^β",
+        "Trust the uncertain teacher (CUD), arXiv 2602.12687, eq. 3; no code found",
+        verified="law",
+        published="Banking77 accuracy % of the 4L-256 student: 90.62 (LKD + DUS)",
     ),
 }

@@ -1,4 +1,4 @@
-"""The one abstraction: an Objective is a triple of pure functions, as an optimizer is in optax (floor 2)."""
+"""The one abstraction: an Objective is a triple of pure functions, as an optimizer is in optax."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def need(batch: Batch, field: str, method: str) -> Any:
     value = getattr(batch, field)
     if value is None:
         reason = {
-            "label": "no hard labels (a transform such as mixup replaced them by soft targets); "
+            "label": "no labels (a transform such as mixup replaced them by soft targets); "
             "use an objective for soft targets, or drop that transform",
             "target": "no soft targets; add the mixup transform, or use an objective for hard labels",
             "index": "no example indices; use a data set that numbers its examples",
@@ -68,13 +68,12 @@ def need(batch: Batch, field: str, method: str) -> Any:
     return value
 
 
-def weighted_mean(values: Float[Array, "B"], weight: Float[Array, "B"] | None) -> Float[Array, ""]:
-    """sum(w * v) / sum(w), with zero-weight examples contributing nothing even when their value is not finite."""
+def weighted_mean(values: Float[Array, "M"], weight: Float[Array, "M"] | None) -> Float[Array, ""]:
+    """sum(w * v) / sum(w), and 0 when all weights are; `as_rows` has made the values of rows of weight 0 finite."""
     if weight is None:
         return jnp.mean(values)
-    kept = weight > 0
-    total = jnp.sum(jnp.where(kept, weight, 0.0))
-    return jnp.sum(jnp.where(kept, weight * jnp.where(kept, values, 0.0), 0.0)) / jnp.where(total > 0, total, 1.0)
+    total = jnp.sum(weight)
+    return jnp.sum(weight * values) / jnp.where(total > 0, total, 1.0)
 
 
 def stateless(name: str, fn: Callable[[Batch, Output, Clock], Any]) -> Objective:
@@ -107,16 +106,16 @@ def blend(*parts: tuple[Any, Objective]) -> Objective:
         losses: dict[str, Array] = {}
         logs: dict[str, Array] = {}
         new = []
-        for (w, objective), own, part in zip(parts, params, state, strict=True):
+        for (w, objective), part_params, part_state in zip(parts, params, state, strict=True):
             if isinstance(w, int | float) and w == 0:
-                new.append(part)
+                new.append(part_state)
                 continue
-            terms, part = objective.apply(own, part, batch, output, clock)
+            terms, part_state = objective.apply(part_params, part_state, batch, output, clock)
             for name, value in terms.losses.items():
                 losses[_free(name, losses)] = w * value
             for name, value in terms.logs.items():
                 logs[_free(name, logs)] = value
-            new.append(part)
+            new.append(part_state)
         return Terms(losses, logs), tuple(new)
 
     def refresh(state, logits, labels):
@@ -144,7 +143,7 @@ class Method(NamedTuple):
 
     Attributes:
       build: keyword-only hyper-parameters with defaults -> Objective. Out-of-range values are refused here.
-      role: "calibrator" (a hard term, for a teacher or as a student's label term) or "distiller" (reads the teacher).
+      role: "calibrator" (a label term, for a teacher or as a student's label term) or "distiller" (reads the teacher).
       needs: the Batch fields it reads.
       formula: one line.
       source: paper, and repository where there is one.
@@ -154,6 +153,7 @@ class Method(NamedTuple):
         the same keywords as `build`.
       state: what the objective remembers, in words and bytes, or "".
       weights: of a distiller, the source's weights of label term and soft term; () is (1 - alpha, alpha).
+      params: what the objective trains beside the student, in words, or "".
       version: of a method from outside the package, what stands for its code in a stage's id; "" otherwise.
     """
 
@@ -167,4 +167,5 @@ class Method(NamedTuple):
     transform: Callable[..., Any] | None = None
     state: str = ""
     weights: tuple[float, ...] = ()
+    params: str = ""
     version: str = ""

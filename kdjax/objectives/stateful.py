@@ -1,74 +1,62 @@
-"""The calibrators that remember: AdaFocal bins, CRL counts and PSKD predictions per example (floor 2)."""
+"""The calibrators that remember: AdaFocal bins, CRL counts and PSKD predictions per example."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax import losses
-from kdjax.errors import Refused, one_of, positive, within
+from kdjax.errors import Refused, within
 from kdjax.losses.numerics import at_least_float32, softmax_pair
 from kdjax.objectives.core import Objective, Terms, need, weighted_mean
-from kdjax.objectives.rows import rows
-from kdjax.types import Batch, Key, Spec
+from kdjax.objectives.terms import is_number, takes
+from kdjax.options import at_least, between, choice, defaults, hyper
+from kdjax.types import Batch, Key, Scalar, Spec
 
 
 def _scatter_index(index: Int[Array, "B"], batch: Batch, size: int) -> Int[Array, "B"]:
-    """Removed examples write past the end, where `mode="drop"` loses them."""
+    """Examples of weight 0 write past the end, where `mode="drop"` loses them."""
     return index if batch.weight is None else jnp.where(batch.weight > 0, index, size)
 
 
-def adafocal(
-    *,
-    lam: float = 1.0,
-    num_bins: int = 15,
-    gamma: float = 1.0,
-    switch: float = 0.2,
-    gamma_min: float = -2.0,
-    gamma_max: float = 20.0,
-    reduction: str = "mean",
-) -> Objective:
+@takes(losses.adafocal_start, losses.adafocal_update)
+@hyper(reduction=choice("mean", "sum"))
+def adafocal(*, reduction: str = "mean", **options: Any) -> Objective:
     """Focal loss whose gamma, one per confidence bin, follows the calibration gap of held-out data.
 
     Args:
-      lam: > 0, step of the update.
-      num_bins: equal-mass bins.
-      gamma: start value of all bins.
-      switch: > 0, |gamma| below which focal and inverse focal change places.
-      gamma_min, gamma_max: bounds of gamma, below and above 0.
       reduction: "mean" over the batch, or "sum" as in the authors' code, whose learning rate (0.1) and gradient-norm
         clip (2) belong to that scale.
+      **options: `num_bins` equal-mass bins that start at `gamma`, as in `losses.adafocal_start`; the step `lam` of
+        their update, `switch`, `gamma_min` and `gamma_max`, as in `losses.adafocal_update`.
+
+    Raises:
+      Refused: values out of range, or a start outside [gamma_min, gamma_max].
     """
-    positive("adafocal.lam", lam)
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise Refused(f"adafocal.num_bins is {num_bins!r}; expected a whole number, at least 1.")
-    positive("adafocal.switch", switch)
-    within("adafocal.gamma_min", gamma_min, None, 0.0, open_high=True)
-    positive("adafocal.gamma_max", gamma_max)
-    within("adafocal.gamma", gamma, gamma_min, gamma_max)
-    one_of("adafocal.reduction", reduction, ("mean", "sum"))
+    first = {name: value for name, value in options.items() if name in defaults(losses.adafocal_start)}
+    later = {name: value for name, value in options.items() if name not in first}
+    known = {**defaults(losses.adafocal_start), **defaults(losses.adafocal_update), **options}
+    within("adafocal.gamma", known["gamma"], known["gamma_min"], known["gamma_max"])
 
     def apply(params, state, batch, output, clock):
-        logits, labels = rows(batch, output, "adafocal")
+        logits, labels = output.logits, need(batch, "label", "adafocal")
         chosen = losses.adafocal_bin(losses.true_probability(logits, labels), state)
         values = losses.adafocal(logits, labels, gamma=state.gamma[chosen])
         if reduction == "mean":
             loss = weighted_mean(values, batch.weight)
         else:
-            loss = jnp.sum(values if batch.weight is None else jnp.where(batch.weight > 0, batch.weight * values, 0.0))
+            loss = jnp.sum(values if batch.weight is None else batch.weight * values)
         logs = {"adafocal_gamma_min": jnp.min(state.gamma), "adafocal_gamma_max": jnp.max(state.gamma)}
         return Terms({"adafocal": loss}, logs), state
 
     def refresh(state, logits, labels):
         _, confidence, hit = softmax_pair(at_least_float32(logits), jnp.asarray(labels))
-        return losses.adafocal_update(
-            state, confidence, hit, lam=lam, switch=switch, gamma_min=gamma_min, gamma_max=gamma_max
-        )
+        return losses.adafocal_update(state, confidence, hit, **later)
 
-    return Objective(lambda spec, key: ((), losses.adafocal_start(num_bins=num_bins, gamma=gamma)), apply, refresh)
+    return Objective(lambda spec, key: ((), losses.adafocal_start(**first)), apply, refresh)
 
 
 class CRLState(NamedTuple):
@@ -81,7 +69,9 @@ class CRLState(NamedTuple):
     counts: Int[Array, "N"]
 
 
-def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float = 0.0) -> Objective:
+@takes(losses.crl, but=("span",))
+@hyper(weight=at_least(0))
+def crl(*, weight: Scalar = 1.0, **options: Any) -> Objective:
     """NLL + weight * correctness ranking loss between neighbors of the batch.
 
     The history of an example is its count, less the minimum over the whole training set, divided by the same of H =
@@ -90,27 +80,30 @@ def crl(*, weight: float = 1.0, confidence: str = "softmax", normalizer: float =
 
     Args:
       weight: >= 0, of the ranking term.
-      confidence: "softmax", "entropy" or "margin"; see `losses.crl`.
-      normalizer: > 0, of the entropy; 0 is log K.
+      **options: `confidence` and `normalizer` of `losses.crl`.
+
+    Raises:
+      Refused: values out of range, or a normalizer where no entropy is ranked.
     """
-    within("crl.weight", weight, 0.0)
-    one_of("crl.confidence", confidence, ("softmax", "entropy", "margin"))
-    within("crl.normalizer", normalizer, 0.0)
+    if options.get("confidence", "softmax") != "entropy" and not is_number(options.get("normalizer", 0), 0):
+        raise Refused(
+            f"crl.normalizer is {options['normalizer']} and confidence {options.get('confidence', 'softmax')!r}, which "
+            "has none; set confidence='entropy', or leave the normalizer at 0."
+        )
 
     def init(spec: Spec, key: Key) -> tuple:
         return (), CRLState(jnp.zeros(spec.num_examples, jnp.int32))
 
     def apply(params, state, batch, output, clock):
-        logits, labels = rows(batch, output, "crl")
+        logits, labels = output.logits, need(batch, "label", "crl")
         index = need(batch, "index", "crl")
-        seen = jnp.asarray(state.counts)
-        most = jnp.maximum(clock.epoch, 1)
-        options = {"span": most - jnp.min(seen), "confidence": confidence, "normalizer": normalizer}
-        ranking = losses.crl(logits, seen[index], **options, weight=batch.weight)
-        hard = weighted_mean(losses.nll(logits, labels), batch.weight)
-        now = seen[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
-        counts = seen.at[_scatter_index(index, batch, seen.shape[0])].max(now, mode="drop")
-        return Terms({"nll": hard, "crl": weight * ranking}), state._replace(counts=counts)
+        counts = jnp.asarray(state.counts)
+        span = jnp.maximum(clock.epoch, 1) - jnp.min(counts)
+        ranking = losses.crl(logits, counts[index], span=span, weight=batch.weight, **options)
+        nll = weighted_mean(losses.nll(logits, labels), batch.weight)
+        new = counts[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
+        counts = counts.at[_scatter_index(index, batch, counts.shape[0])].max(new, mode="drop")
+        return Terms({"nll": nll, "crl": weight * ranking}), state._replace(counts=counts)
 
     return Objective(init, apply)
 
@@ -125,7 +118,8 @@ class PSKDState(NamedTuple):
     predictions: Float[Array, "N K"]
 
 
-def pskd(*, alpha_T: float = 0.8, memory: str = "float32") -> Objective:
+@hyper(alpha_T=between(0, 1), memory=choice("float32", "float16"))
+def pskd(*, alpha_T: Scalar = 0.8, memory: str = "float32") -> Objective:
     """NLL against (1 - a_e) onehot + a_e p_before, a_e = alpha_T (e + 1) / E: progressive self-distillation.
 
     p_before is the training output of the example's previous epoch, under that epoch's augmentation. There is no
@@ -136,25 +130,22 @@ def pskd(*, alpha_T: float = 0.8, memory: str = "float32") -> Objective:
       memory: "float32" or "float16", dtype of the N·K remembered probabilities. At N = 50,000, K = 100: 20 or 10 MB;
         at the size of ImageNet 5 GB or 2.6 GB.
     """
-    within("pskd.alpha_T", alpha_T, 0.0, 1.0)
-    dtype = jnp.dtype(one_of("pskd.memory", memory, ("float32", "float16")))
 
     def init(spec: Spec, key: Key) -> tuple:
-        return (), PSKDState(jnp.zeros((spec.num_examples, spec.num_classes), dtype))
+        return (), PSKDState(jnp.zeros((spec.num_examples, spec.num_classes), memory))
 
     def apply(params, state, batch, output, clock):
-        logits, labels = rows(batch, output, "pskd")
+        logits, labels = output.logits, need(batch, "label", "pskd")
         index = need(batch, "index", "pskd")
-        past = jnp.asarray(state.predictions)
+        predictions = jnp.asarray(state.predictions)
         alpha = jnp.where(clock.epoch == 0, 0.0, alpha_T * (clock.epoch + 1) / clock.epochs).astype(logits.dtype)
         onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        before = past[index].astype(logits.dtype)
-        seen = jnp.any(before > 0, axis=-1, keepdims=True)
-        target = (1 - alpha) * onehot + alpha * jnp.where(seen, before, onehot)
+        before = predictions[index].astype(logits.dtype)
+        known = jnp.any(before > 0, axis=-1, keepdims=True)
+        target = (1 - alpha) * onehot + alpha * jnp.where(known, before, onehot)
         loss = weighted_mean(losses.soft_nll(logits, jax.lax.stop_gradient(target)), batch.weight)
-        now = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1)).astype(past.dtype)
-        where = _scatter_index(index, batch, past.shape[0])
-        predictions = past.at[where].set(now, mode="drop")
+        new = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1)).astype(predictions.dtype)
+        predictions = predictions.at[_scatter_index(index, batch, predictions.shape[0])].set(new, mode="drop")
         return Terms({"pskd": loss}, {"pskd_alpha": alpha}), state._replace(predictions=predictions)
 
     return Objective(init, apply)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.errors import Refused
-from kdjax.options import Scalar, at_least, between, choice, hyper
+from kdjax.options import at_least, between, choice, hyper
 from kdjax.targets.simple import EXCLUDED, FLOOR, entropy, temper
+from kdjax.types import Scalar
 
 _STEPS = 60
 _LOG_T = 18.5  # temperatures are searched in [1e-8, 1e8]

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.options import Scalar, above, at_least, between, hyper
+from kdjax.options import above, at_least, between, hyper
+from kdjax.types import Scalar
 
 EXCLUDED = -1e30
 """What a logit of -inf is read as: its class keeps probability exactly 0 and every gradient stays finite."""

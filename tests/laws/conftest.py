@@ -8,7 +8,7 @@ settings.register_profile(
     "laws",
     deadline=None,
     derandomize=True,
-    max_examples=15,
+    max_examples=5,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax.objectives.rows import as_rows
@@ -16,6 +17,7 @@ from tests.laws.members import Member
 
 N = 16  # training examples that a member with memory knows
 EPOCHS = 8
+FEATURES = (2, 3, 3)  # of one example
 # Late enough in a run for every schedule to act.
 CLOCK = at(0.6, EPOCHS)
 
@@ -42,10 +44,11 @@ class Sample(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`gradient` is by (logits, features)."""
+    """`gradient` is by (logits, features), `by_params` by the objective's own parameters."""
 
     value: Any
     gradient: Any
+    by_params: Any
     state: Any
     logs: Any
 
@@ -59,7 +62,7 @@ def sample(draw: Draw, views: int = 1, dtype: Any = np.float64) -> Sample:
         return (draw.scale * rng.normal(size=(rows, k))).astype(dtype)
 
     def features():
-        return rng.normal(size=(rows, 2, 3, 3)).astype(dtype)
+        return rng.normal(size=(rows, *FEATURES)).astype(dtype)
 
     target = rng.dirichlet(np.ones(k), b).astype(dtype)
     return Sample(
@@ -74,35 +77,55 @@ def sample(draw: Draw, views: int = 1, dtype: Any = np.float64) -> Sample:
     )
 
 
+def features_of_teacher(x: Any) -> dict[str, Any]:
+    """The teacher's features: one as wide as the student's, one with more channels, one with more heads."""
+    return {
+        "map": x,
+        "wide": jnp.concatenate([x, x[..., :2] ** 2], axis=-1),
+        "heads": jnp.concatenate([x, x[:, ::-1] / 2], axis=1),
+    }
+
+
 def doors(member: Member, s: Sample, logits: Any = None, features: Any = None) -> tuple[Batch, Output]:
     """The batch with the fields that the member says it reads and no other, and the student's output."""
     fields = {
         "label": s.label,
         "target": s.target,
         "index": s.index,
-        "teacher": Output(s.teacher, {"map": s.teacher_features}),
+        "teacher": Output(s.teacher, features_of_teacher(s.teacher_features)),
     }
     batch = Batch(None, weight=s.weight, **{name: fields[name] for name in member.fields})
     return batch, Output(s.logits if logits is None else logits, {"map": s.features if features is None else features})
 
 
-def evaluate(member: Member, state: Any, s: Sample, clock: Any = CLOCK) -> Result:
-    """Value, gradient, new state and logs, as the step takes them."""
+def begin(member: Member, k: int) -> tuple[Any, Any]:
+    """The member's first parameters and state."""
+    like = np.zeros((1, *FEATURES), np.float32)
+    shapes = jax.eval_shape(features_of_teacher, like)
+    return member.objective.init(Spec(N, k, EPOCHS, {"map": shapes["map"]}, shapes), KEY)
 
-    def total(read):
-        batch, output = doors(member, s, *read)
-        params, _ = member.objective.init(Spec(N, s.logits.shape[-1], EPOCHS), KEY)
-        terms, new = member.objective.apply(params, state, *as_rows(batch, output), clock)
+
+@cache
+def params_of(member: Member, k: int) -> Any:
+    return jax.tree.map(np.asarray, begin(member, k)[0])
+
+
+def evaluate(member: Member, params: Any, state: Any, s: Sample, clock: Any = CLOCK) -> Result:
+    """Value, gradients, new state and logs, as the step takes them."""
+
+    def total(read, params):
+        terms, new = member.objective.apply(params, state, *as_rows(*doors(member, s, *read)), clock)
         return terms.total, (new, terms.logs)
 
-    (value, (new, logs)), gradient = jax.value_and_grad(total, has_aux=True)((s.logits, s.features))
-    return Result(value, gradient, new, logs)
+    differentiated = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (value, (new, logs)), (gradient, by_params) = differentiated((s.logits, s.features), params)
+    return Result(value, gradient, by_params, new, logs)
 
 
 @cache
 def compiled(member: Member) -> Any:
     """One program per member, traced once per shape and precision."""
-    return jax.jit(lambda state, s, clock: evaluate(member, state, s, clock))
+    return jax.jit(lambda params, state, s, clock: evaluate(member, params, state, s, clock))
 
 
 @cache
@@ -110,14 +133,16 @@ def refreshed(member: Member) -> Any:
     return jax.jit(member.objective.refresh)
 
 
-def run(member: Member, s: Sample, state: Any = None, clock: Any = CLOCK) -> Result:
-    return compiled(member)(history(member, s.logits.shape[-1]) if state is None else state, s, clock)
+def run(member: Member, s: Sample, state: Any = None, clock: Any = CLOCK, params: Any = None) -> Result:
+    k = s.logits.shape[-1]
+    state = history(member, k) if state is None else state
+    return compiled(member)(params_of(member, k) if params is None else params, state, s, clock)
 
 
 @cache
 def history(member: Member, k: int, classes: tuple[int, ...] | None = None) -> Any:
     """A state after three epochs, as host arrays, and a refresh where there is one; `classes` renames the K classes."""
-    state = member.objective.init(Spec(N, k, EPOCHS), KEY)[1]
+    params, state = begin(member, k)
     if not jax.tree.leaves(state):
         return state
     for seed in range(3):
@@ -126,7 +151,7 @@ def history(member: Member, k: int, classes: tuple[int, ...] | None = None) -> A
             s = s._replace(label=np.argmax(s.logits, -1).astype(np.int32))
         s = s._replace(label=np.tile(s.label[:N], member.views))
         s = s if classes is None else renamed(s, np.asarray(classes))
-        state = compiled(member)(state, s, CLOCK).state
+        state = compiled(member)(params, state, s, CLOCK).state
     if member.objective.refresh is not None:
         state = refreshed(member)(state, s.logits, s.label)
     return jax.tree.map(np.asarray, state)

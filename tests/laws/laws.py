@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.laws.door import Draw, Sample, history, renamed, run, same, sample, taken
-from tests.laws.members import CONDITION, EXCEPTIONS, Member
+from kdjax.objectives.rows import as_rows
+from kdjax.types import Output
+from tests.laws.door import CLOCK, Draw, Sample, doors, history, params_of, renamed, run, same, sample, taken
+from tests.laws.members import CONDITION, EXCEPTIONS, REVERSED, Member
 
 
 def excepted(law: str, member: Member, strict: bool) -> bool:
@@ -18,28 +20,25 @@ def excepted(law: str, member: Member, strict: bool) -> bool:
     return not strict and (law, member.id) in EXCEPTIONS
 
 
+def short(x: Any) -> np.ndarray:
+    """The nearest numbers that bfloat16 holds, in the precision of `x`: every precision is then given the same."""
+    return np.asarray(jnp.asarray(x, jnp.bfloat16), x.dtype)
+
+
 def precisions(member: Member, draw: Draw) -> None:
-    """Law 1: float32 agrees with float64 to 1e-6, bfloat16 logits are computed in float32."""
+    """Law 1: float32 agrees with float64 to 1e-6."""
     with jax.enable_x64(True):
         s = sample(draw, member.views)
-        # Exactly representable in bfloat16, so that all three precisions are given the same numbers.
-        s = Sample(*(np.asarray(jnp.asarray(x, jnp.bfloat16), x.dtype) if x.dtype.kind == "f" else x for x in s))
+        s = Sample(*(short(x) if x.dtype.kind == "f" else x for x in s))
         s = s._replace(target=s.target / s.target.sum(-1, keepdims=True))
         state = history(member, draw.shape[1])
         exact = run(member, s, state)
-    single = Sample(*(x.astype(np.float32) if x.dtype.kind == "f" else x for x in s))
-    found = run(member, single, state)
+    single = run(member, Sample(*(x.astype(np.float32) if x.dtype.kind == "f" else x for x in s)), state)
     scale = CONDITION.get(member.name, (1.0, ""))[0] * max(1.0, float(np.abs(exact.value)))
-    np.testing.assert_allclose(found.value, exact.value, rtol=1e-6, atol=1e-6 * scale)
-    for mine, theirs in zip(found.gradient, exact.gradient, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(theirs).max()))
-    half = single._replace(
-        logits=jnp.asarray(single.logits, jnp.bfloat16), teacher=jnp.asarray(single.teacher, jnp.bfloat16)
-    )
-    half = run(member, half, state)
-    assert found.value.dtype == np.float32 and half.value.dtype == np.float32, "a loss is float32, whatever comes in"
-    np.testing.assert_allclose(half.value, found.value, rtol=1e-6, atol=1e-6 * scale)
-    chex.assert_trees_all_equal_dtypes(found.state, half.state, state)
+    np.testing.assert_allclose(single.value, exact.value, rtol=1e-6, atol=1e-6 * scale)
+    for gradient, wanted in zip(single.gradient, exact.gradient, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+    chex.assert_trees_all_equal_dtypes(single.state, state)
 
 
 def examples_permute(member: Member, draw: Draw, strict: bool = False) -> None:
@@ -54,6 +53,7 @@ def examples_permute(member: Member, draw: Draw, strict: bool = False) -> None:
         plain, other = run(member, s), run(member, taken(s, order, member.views))
         same(plain.value, other.value)
         same(tuple(g[rows] for g in plain.gradient), other.gradient)
+        same(plain.by_params, other.by_params, rtol=1e-6)
         same((plain.state, plain.logs), (other.state, other.logs), rtol=1e-5, atol=1e-6)
 
 
@@ -84,12 +84,12 @@ def shifts(member: Member, draw: Draw, strict: bool = False) -> None:
         up = [rng.uniform(-20, 20, (len(s.label), 1)) for _ in range(2)]
         plain = run(member, s)
         other = run(member, s._replace(logits=s.logits + up[0], teacher=s.teacher + up[1]))
-        same((plain.value, plain.gradient), (other.value, other.gradient), rtol=1e-6, atol=1e-8)
+        same(plain[:3], other[:3], rtol=1e-6, atol=1e-8)
         same((plain.state, plain.logs), (other.state, other.logs), rtol=1e-5, atol=1e-6)
 
 
 def absence(member: Member, draw: Draw, strict: bool = False) -> None:
-    """Law 4: weight 0 equals removal, in value, gradient and memory, whatever the row holds; no weights equal ones."""
+    """Law 4: weight 0 equals removal, in value, gradient and memory, whatever the row holds."""
     if excepted("absent examples", member, strict):
         return
     b, k = draw.shape
@@ -107,14 +107,42 @@ def absence(member: Member, draw: Draw, strict: bool = False) -> None:
         )
         state = history(member, k)
         present, removed = run(member, emptied, state), run(member, taken(s, stay, member.views), state)
-        same(present.value, removed.value)
+        same((present.value, present.by_params), (removed.value, removed.by_params), rtol=1e-6, atol=1e-8)
         for whole, part in zip(present.gradient, removed.gradient, strict=True):
             whole = np.asarray(whole)
             assert not np.any(whole[out]), "an absent example has a gradient"
             same(whole[~out], part)
         same((present.state, present.logs), (removed.state, removed.logs), rtol=1e-5, atol=1e-6)
-        ones = run(member, s._replace(weight=np.ones_like(s.weight)), state)
-        same(run(member, s._replace(weight=None), state), ones)
+
+
+def regions(member: Member, draw: Draw) -> None:
+    """Law 4 for [B, R, K]: regions that do not exist (label -1, or weight 0) are absent, whatever they hold."""
+    b, k = draw.shape
+    gone = np.isin(np.arange(b), np.random.default_rng(draw.seed + 6).permutation(b)[: b // 3])
+    with jax.enable_x64(True):
+        s = sample(draw, member.views)
+        params, state = params_of(member, k), history(member, k)
+        by_label = "label" in member.fields
+        spoilt = {name: np.where(gone[:, None], np.nan, getattr(s, name)) for name in ("logits", "teacher", "target")}
+        label, weight = (np.where(gone, -1, s.label), s.weight) if by_label else (s.label, np.where(gone, 0, s.weight))
+        batch, _ = doors(member, s._replace(label=label.astype(np.int32), weight=weight, **spoilt))
+
+        def total(logits):
+            read = batch._replace(weight=batch.weight.reshape(2, -1))
+            for field in set(member.fields) - {"teacher"}:
+                read = read._replace(**{field: (x := getattr(batch, field)).reshape(2, -1, *x.shape[1:])})
+            if read.teacher is not None:
+                read = read._replace(teacher=Output(batch.teacher.logits.reshape(2, -1, k)))
+            rows = as_rows(read, Output(logits))
+            terms, _ = member.objective.apply(params, jax.tree.map(jnp.asarray, state), *rows, CLOCK)
+            return terms.total, terms.logs
+
+        (value, logs), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(spoilt["logits"].reshape(2, -1, k))
+        removed = run(member, taken(s, np.flatnonzero(~gone), 1), state)
+        same((value, logs), (removed.value, removed.logs), rtol=1e-6)
+        gradient = np.asarray(gradient).reshape(b, k)
+        assert not gradient[gone].any(), "a region that does not exist has a gradient"
+        same(gradient[~gone], removed.gradient[0])
 
 
 def extreme(kind: str, k: int, label: Any) -> np.ndarray:
@@ -173,15 +201,20 @@ def slopes(member: Member, draw: Draw, strict: bool = False, step: float = 1e-5)
     with jax.enable_x64(True):
         s = sample(draw, member.views)
         state = history(member, draw.shape[1])
-        found = run(member, s, state)
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of(member, draw.shape[1]))
+        result = run(member, s, state, params=params)
         for _ in range(4):
-            along = [rng.normal(size=x.shape) for x in (s.logits, s.features)]
-            ends = [
-                s._replace(logits=s.logits + h * along[0], features=s.features + h * along[1]) for h in (step, -step)
-            ]
-            up, down = (float(run(member, end, state).value) for end in ends)
-            claimed = sum(float(np.sum(g * d)) for g, d in zip(found.gradient, along, strict=True))
-            np.testing.assert_allclose(claimed, (up - down) / (2 * step), rtol=1e-5, atol=1e-7)
+            read = (s.logits, s.features, () if member.name in REVERSED else params)
+            along = jax.tree.map(lambda x: rng.normal(size=x.shape), read)
+
+            def value(h, read=read, along=along):
+                logits, features, own = jax.tree.map(lambda x, d: x + h * d, read, along)
+                return run(member, s._replace(logits=logits, features=features), state, params=own or params).value
+
+            claims = (*result.gradient, () if member.name in REVERSED else result.by_params)
+            claimed = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float(np.sum(g * d)), claims, along)))
+            slope = (float(value(step)) - float(value(-step))) / (2 * step)
+            np.testing.assert_allclose(claimed, slope, rtol=1e-5, atol=1e-7)
 
 
 LAWS = {

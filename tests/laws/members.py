@@ -1,23 +1,21 @@
 """Who must obey the laws: every registered method, with variants, and every public loss. New ones join by themselves.
 
-A method of the registry needs no line here: what it reads is in its registry line (`needs`), and that is all that it is
-given. A line here adds variants (options that take another path through the code, or that make a term bite on small
-logits), or declares an exception with its reason; a law checks that a declared exception really is one.
-A public loss needs one line in `LOSSES`: its arguments after the logits.
+Neither a method of the registry nor a public loss needs a line here: a method is given what its registry line says
+that it reads (`needs`), a loss what the names of its arguments say. A line here adds variants (options that take
+another path through the code, or that matter for small logits), or declares an exception with its reason; a law checks
+that a declared exception really is one.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from kdjax import losses, objectives
-from kdjax.losses.numerics import at_least_float32, mask_absent
 from kdjax.objectives import Objective, stateless
 
 
@@ -60,13 +58,17 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "kd": (
         {"divergence": "reverse"},
         {"divergence": "js"},
-        {"target": "margin", "c": 0.1},
+        {"target": "margin(c=0.1)"},
         {"target": "top1"},
-        {"target": "project", "near_mass": 0.4, "floor": 0.5},
-        {"target": "project", "distance": "l2", "near_mass": 0.4},
+        {"target": "project(near_mass=0.4, floor=0.5)"},
+        {"target": "project(distance='l2', near_mass=0.4)"},
         {"target": "wclip", "control": "entropy"},
     ),
     "mlld": ({"variant": "selecting"},),
+    # Features of other widths, which a learned matrix makes equal.
+    "hidden_state": ({"layers": ("map:wide",)},),
+    "attention": ({"layers": ("map:heads",)},),
+    "pkd": ({"layers": ("map:wide",)},),
 }
 # Variants that read more than the registry line of their method says.
 READS_LABELS_TOO = ("kd",)
@@ -80,6 +82,9 @@ _GATE = "no gradient through the gate: it would pay the model for lowering p_y (
 _STOPPED = (
     "the penalty of the other classes stops the gradient at the maximum that it is measured from, as the code does"
 )
+
+# Whose parameters do not descend the loss, and why; all others' gradients are held against finite differences.
+REVERSED: Mapping[str, str] = {"ctkd": "the temperature climbs the loss that the student descends (gradient reversal)"}
 
 # (law, member) -> reason. Every entry is checked to be true: an exception that does not break its law fails.
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
@@ -103,87 +108,80 @@ class Loss(NamedTuple):
     """How a public loss is called: (logits, *arguments, **options), with `weight=` if it is coupled over the batch.
 
     Attributes:
-      arguments: of "label", "target", "teacher", "history" (in [0, 1]), "features" (student's, then teacher's, without
-        logits).
+      arguments: its positional arguments after the logits, by name; or (student, teacher) of features.
       coupled: returns a scalar of the batch and takes `weight`; otherwise one value a row.
-      options: hyper-parameters; a mapping from names to values.
-      through: the method through whose door the function itself is held to all laws; without one, the loss is held to
-        them on its own, behind a plain door.
+      options: hyper-parameters with which it is held to the laws.
+      views: as of a Member.
+      through: the method through whose door the function itself is held to all laws; "" for a loss that is held to them
+        on its own, behind a plain door.
     """
 
     arguments: tuple[str, ...]
-    coupled: bool = False
+    coupled: bool
     options: Mapping[str, Any] = {}
     views: int = 1
-    through: str | None = None
+    through: str = ""
 
 
-_L, _T = ("label",), ("teacher",)
-_F = ("features",)
-LOSSES: Mapping[str, Loss] = {
-    "nll": Loss(_L, through="nll"),
-    "soft_nll": Loss(("target",), through="mixup"),
-    "label_smoothing": Loss(_L, through="label_smoothing"),
-    "focal": Loss(_L, through="focal"),
-    "flsd": Loss(_L, through="flsd"),
-    "dual_focal": Loss(_L, through="dual_focal"),
-    "brier": Loss(_L, through="brier"),
-    "adafocal": Loss(_L, options={"gamma": -1.5}, through="adafocal"),
-    "mdca": Loss(_L, coupled=True, through="mdca"),
-    "dca": Loss(_L, coupled=True, through="dca"),
-    "mmce": Loss(_L, coupled=True, through="mmce"),
-    "mmce_weighted": Loss(_L, coupled=True, through="mmce"),
-    "crl": Loss(("history",), coupled=True, through="crl"),
-    "acls": Loss((), options={"margin": 0.5}, through="acls"),
-    "mbls": Loss((), options={"margin": 0.5}, through="mbls"),
-    "cpc_discrimination": Loss(_L, through="cpc"),
+# Options that a loss needs, or that make it matter for small logits; its views; and the method that it is a part of.
+# A loss that is registered under its own name is held to the laws there.
+SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "soft_nll": {"through": "mixup"},
+    "adafocal": {"options": {"gamma": -1.5}},
+    "mmce_weighted": {"through": "mmce"},
+    "crl": {"options": {"span": 4.0}},
+    "acls": {"options": {"margin": 0.5}},
+    "mbls": {"options": {"margin": 0.5}},
+    "cpc_discrimination": {"through": "cpc"},
     # Walked in several chunks, which five classes would not need.
-    "cpc_exclusion": Loss(_L, options={"elements": 64}),
-    "kd": Loss(_T, options={"T": 3.0, "T_c": 1.5}, through="kd"),
-    "ttm": Loss(_T, options={"weighted": True}),
-    "lskd": Loss(_T),
-    "dkd": Loss(("teacher", "label"), through="dkd"),
-    "dist": Loss(_T, coupled=True, options={"T": 2.0}),
-    "mlld": Loss(_T, coupled=True, views=2, through="mlld"),
-    "dus": Loss(_L, through="dus"),
-    "hidden_state": Loss(_F, through="hidden_state"),
-    "attention": Loss(_F, through="attention"),
-    "attention_transfer": Loss(_F, through="attention_transfer"),
-    "pkd": Loss(_F, through="pkd"),
+    "cpc_exclusion": {"options": {"elements": 64}},
+    "kd": {"options": {"T": 3.0, "T_c": 1.5}},
+    "ttm": {"options": {"weighted": True}, "through": ""},
+    "lskd": {"through": ""},
+    "dist": {"options": {"T": 2.0}},
+    "mlld": {"views": 2},
 }
 
-# Public names of kdjax.losses that are no losses of logits, each with what it is.
+# Public functions of kdjax.losses whose first argument is called `logits` but that are no losses, each with what it is.
 NOT_LOSSES: Mapping[str, str] = {
-    "AdaFocalState": "state of AdaFocal",
-    "adafocal_bin": "look-up of a bin",
-    "adafocal_gap": "calibration gap of held-out data",
-    "adafocal_start": "first state of AdaFocal",
-    "adafocal_update": "state update of AdaFocal",
     "true_probability": "p_y, a constant for the gradient",
-    "crl_history": "counts to history",
-    "forward_kl": "divergence of two log-distributions, inside kd",
-    "reverse_kl": "divergence of two log-distributions, inside kd",
-    "jensen_shannon": "divergence of two log-distributions, inside kd",
     "same_classes": "shape check of the distillation losses",
     "shares": "weights that sum to 1",
-    "power_sum": "WTTM's weight of an example, of the teacher alone",
-    "Levels": "the three levels of mlld",
-    "zero_where_equal": "rows on which the two networks agree",
+}
+
+# Argument of a loss -> (Batch field it is made of, how).
+ARGUMENTS: Mapping[str, tuple[str, Any]] = {
+    "labels": ("label", lambda batch, output: batch.label),
+    "target": ("target", lambda batch, output: batch.target),
+    "teacher_logits": ("teacher", lambda batch, output: batch.teacher.logits),
+    "counts": ("index", lambda batch, output: batch.index % 5),
+    "logits": ("", lambda batch, output: output.logits),
+    "student": ("", lambda batch, output: output.features["map"]),
+    "teacher": ("teacher", lambda batch, output: batch.teacher.features["map"]),
 }
 
 
 @lru_cache
 def public_losses() -> dict[str, Any]:
-    """Every public function or class that a module of kdjax.losses defines, `numerics` (shared arithmetic) excepted."""
-    found = {}
+    """Every public function of kdjax.losses that takes logits, or a student's features, first."""
+    functions = {}
     for info in pkgutil.iter_modules(losses.__path__):
-        if info.name == "numerics":
-            continue
         module = importlib.import_module(f"{losses.__name__}.{info.name}")
         for name, value in vars(module).items():
-            if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__ and callable(value):
-                found[name] = value
-    return found
+            public = callable(value) and not name.startswith("_") and value.__module__ == module.__name__
+            if info.name == "numerics" or not public or name in NOT_LOSSES:
+                continue
+            if next(iter(inspect.signature(value).parameters), "") in ("logits", "student"):
+                functions[name] = value
+    return functions
+
+
+@lru_cache
+def loss_of(name: str) -> Loss:
+    parameters = inspect.signature(public_losses()[name]).parameters
+    arguments = tuple(p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    through = name if name in objectives.METHODS else ""
+    return Loss(arguments, "weight" in parameters, **{"through": through, **SPECIAL.get(name, {})})
 
 
 def _label(name: str, options: Mapping[str, Any]) -> str:
@@ -193,38 +191,30 @@ def _label(name: str, options: Mapping[str, Any]) -> str:
 def of_method(name: str) -> list[Member]:
     """A method of the registry with its defaults, and its variants."""
     method, views = objectives.METHODS[name], VIEWS.get(name, 1)
-    found = [Member(name, name, objectives.build(name), method.needs, views)]
+    members = [Member(name, name, objectives.build(name), method.needs, views)]
     for options in VARIANTS.get(name, ()):
         fields = (*method.needs, "label") if name in READS_LABELS_TOO else method.needs
-        found.append(Member(_label(name, options), name, objectives.build(name, **options), fields, views))
-    return found
+        members.append(Member(_label(name, options), name, objectives.build(name, **options), fields, views))
+    return members
 
 
 def of_loss(name: str) -> Member:
     """A pure loss behind the door of an objective."""
-    declared, function = LOSSES[name], public_losses()[name]
+    loss, function = loss_of(name), public_losses()[name]
 
     def values(batch, output):
-        logits, _, kept = mask_absent(at_least_float32(output.logits), batch.weight)
-        given = {
-            "label": lambda: (jnp.where(kept, batch.label, 0),),
-            "target": lambda: (jnp.where(kept[:, None], batch.target, 0.0),),
-            "teacher": lambda: (mask_absent(at_least_float32(batch.teacher.logits), batch.weight)[0],),
-            "history": lambda: (batch.index % 5 / 4.0,),
-        }
-        if declared.arguments == _F:
-            ours, theirs = output.features["map"], batch.teacher.features["map"]
-            keep = kept.reshape(-1, *[1] * (ours.ndim - 1))
-            return function(jnp.where(keep, ours, 0), jnp.where(keep, theirs, 0), **declared.options)
-        arguments = [value for argument in declared.arguments for value in given[argument]()]
-        coupled = {"weight": batch.weight} if declared.coupled else {}
-        found = function(logits, *arguments, **coupled, **declared.options)
-        return sum(found) if isinstance(found, tuple) else found
+        arguments = [ARGUMENTS[argument][1](batch, output) for argument in loss.arguments]
+        coupled = {"weight": batch.weight} if loss.coupled else {}
+        result = function(*arguments, **coupled, **loss.options)
+        return sum(result) if isinstance(result, tuple) else result
 
-    known = {"history": "index", "features": "teacher"}
-    fields = tuple(known.get(a, a) for a in declared.arguments)
+    fields = tuple(field for field in (ARGUMENTS[argument][0] for argument in loss.arguments) if field)
     objective = stateless(name, lambda batch, output, clock: values(batch, output))
-    return Member(f"losses.{name}", name, objective, fields, declared.views, values)
+    return Member(f"losses.{name}", name, objective, fields, loss.views, values)
+
+
+def on_features(member: Member) -> bool:
+    return "layers" in (objectives.options(member.name) if member.raw is None else loss_of(member.name).arguments)
 
 
 def methods() -> list[Member]:
@@ -232,10 +222,10 @@ def methods() -> list[Member]:
 
 
 def pure_losses() -> list[Member]:
-    """All that are declared and exist; a test names those that are not declared."""
-    return [of_loss(name) for name in LOSSES if name in public_losses()]
+    """All whose arguments are known; a test names the others."""
+    return [of_loss(name) for name in public_losses() if set(loss_of(name).arguments) <= ARGUMENTS.keys()]
 
 
 def everyone() -> list[Member]:
     """Whom laws 1 to 6 are run on: a loss inside a method is met there."""
-    return methods() + [m for m in pure_losses() if LOSSES[m.name].through is None]
+    return methods() + [m for m in pure_losses() if not loss_of(m.name).through]

@@ -46,11 +46,13 @@ IDENTITIES = [
     (("rtc", {"T_c": 1.0, "T": 4.0}), ("kd", {})),
     (("rtc", {"T_c": 10.0}), ("ttm", {})),
     (("wttm", {"T_c": 1.0}), ("ttm", {"T_c": 1.0})),
-    (("lskd", {"standardize": False}), ("kd", {"T": 2.0})),
+    (("kd", {"weighting": "power_sum", "T": 1.0, "T_c": 10.0}), ("wttm", {})),
+    (("lskd", {}), ("kd", {"T": 2.0, "standardize": True})),
     (("cud", {"eta": 1.0, "m": 1.0}), ("knowledge_adjustment", {})),
-    (("cud", {"target": "none"}), ("kd", {})),
-    (("kd", {"target": "project", "far_mass": 1.0}), ("kd", {})),
-    (("kd", {"target": "project", "far_mass": 1.0, "distance": "l2"}), ("kd", {})),
+    (("cud", {"eta": 0.3}), ("kd", {"target": "wclip(eta=0.3)"})),
+    (("knowledge_adjustment", {"control": "entropy"}), ("kd", {"target": "swap", "control": "entropy"})),
+    (("kd", {"target": "project(far_mass=1.0)"}), ("kd", {})),
+    (("kd", {"target": "project(far_mass=1.0, distance='l2')"}), ("kd", {})),
 ]
 
 
@@ -89,12 +91,13 @@ def test_no_memory_of_an_earlier_epoch_is_the_nll():
         for progress in (0.0, 0.99 / door.EPOCHS):
             found = door.run(member, s, state, at(progress, door.EPOCHS))
             door.same(found[:2], door.run(nll, s, (), at(progress, door.EPOCHS))[:2], rtol=1e-6, atol=1e-7)
-        later = door.run(member, s, state, np.float32(1 / door.EPOCHS))
+        later = door.run(member, s, state, at(1 / door.EPOCHS, door.EPOCHS))
         assert abs(float(later.value - found.value)) > 1e-3, "and from the second epoch on it is not"
 
 
-# These move the teacher's mass also where it is right: to a near set, a floor of entropy, a margin.
-MOVES = {"kd(target=margin, c=0.1)", *(m.id for m in members.of_method("kd") if "project" in m.id)}
+# These move the teacher's mass also where it is right: to a near set, a floor of entropy, a margin; or compare features
+# of unequal width.
+MOVES = {m.id for m in members.methods() if any(part in m.id for part in ("margin(", "project(", "layers="))}
 DISTILLERS = [m for m in members.methods() if objectives.METHODS[m.name].role == "distiller" and m.id not in MOVES]
 
 
@@ -157,7 +160,7 @@ def test_mixup_without_mixing_is_the_nll():
     np.testing.assert_array_equal(mixed.inputs, batch.inputs)
     assert mixed.label is None
     values = [
-        objectives.build(name).apply((), b, Output(jnp.asarray(s.logits)), 0.0)[0].total
+        objectives.build(name).apply((), (), b, Output(jnp.asarray(s.logits)), door.CLOCK)[0].total
         for name, b in (("mixup", mixed), ("nll", batch))
     ]
     assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-6)

@@ -10,8 +10,6 @@ import pytest
 
 from kdjax import layout, objectives, step
 from kdjax.trainer import Trainer
-from kdjax.types import Spec
-from tests.clocks import KEY
 from tests.laws import door, members, training
 
 METHODS = pytest.mark.parametrize("name", objectives.METHODS)
@@ -20,9 +18,9 @@ METHODS = pytest.mark.parametrize("name", objectives.METHODS)
 @pytest.mark.parametrize("member", members.methods(), ids=str)
 def test_state_keeps_structure_shapes_and_dtypes(member):
     objective = member.objective
-    state = objective.init(Spec(door.N, 5, door.EPOCHS), KEY)[1]
+    params, state = door.begin(member, 5)
     s = door.sample(door.Draw(0, 1.0, (6, 5)), member.views, np.float32)
-    new = jax.eval_shape(lambda state, s: door.evaluate(member, state, s).state, state, s)
+    new = jax.eval_shape(lambda state, s: door.evaluate(member, params, state, s).state, state, s)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
     if objective.refresh is not None:
         # Logits of another split: neither its size nor float64 from the host may leave a trace in the state.
@@ -30,7 +28,10 @@ def test_state_keeps_structure_shapes_and_dtypes(member):
         chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
         assert jax.tree.leaves(state), "an objective without memory has nothing to refresh"
     assert all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state)), "state leaves are arrays"
-    assert bool(jax.tree.leaves(state)) == bool(objectives.METHODS[member.name].state), "the registry names the state"
+    line = objectives.METHODS[member.name]
+    assert bool(jax.tree.leaves(state)) == bool(line.state), "the registry names the state"
+    assert line.params or not jax.tree.leaves(params), "the registry names what is trained"
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
 def host(tree):

@@ -26,10 +26,11 @@ def batch(seed=0, b=B, **fields):
 
 def run(objective, batch, logits, state=None, progress=0.6):
     """(loss, gradient, terms, state), jitted."""
-    state = objective.init(SPEC, KEY)[1] if state is None else state
+    params, first = objective.init(SPEC, KEY)
+    state = first if state is None else state
 
     def loss(z, batch, state, clock):
-        terms, new = objective.apply((), state, *as_rows(batch, Output(z)), clock)
+        terms, new = objective.apply(params, state, *as_rows(batch, Output(z)), clock)
         return terms.total, (terms, new)
 
     (value, (terms, new)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(
@@ -130,7 +131,7 @@ def test_a_missing_field_is_refused_by_the_name_of_the_method(name):
         ("focal", {"gamma": float("nan")}, r"focal\.gamma is nan"),
         ("flsd", {"gamma": -0.1}, r"flsd\.gamma"),
         ("dual_focal", {"gamma": "five"}, r"dual_focal\.gamma is 'five'; expected a number"),
-        ("label_smoothing", {"alpha": 1.0}, r"label_smoothing\.alpha is 1\.0; expected a number in \[0\.0, 1\.0\)"),
+        ("label_smoothing", {"alpha": 1.0}, r"label_smoothing\.alpha is 1\.0; expected a number in \[0, 1\)"),
         ("label_smoothing", {"form": "unifrom"}, r"did you mean uniform"),
         ("mdca", {"beta": -1}, r"mdca\.beta"),
         ("mdca", {"gamma": 1.0, "alpha": 0.1}, r"set one of them to 0"),
@@ -140,11 +141,13 @@ def test_a_missing_field_is_refused_by_the_name_of_the_method(name):
         ("mixup", {"alpha": -0.2}, r"mixup\.alpha"),
         ("cpc", {"lam2": -1.0}, r"cpc\.lam2"),
         ("crl", {"confidence": "soft-max"}, r"did you mean softmax"),
-        ("pskd", {"alpha_T": 1.2}, r"pskd\.alpha_T is 1\.2; expected a number in \[0\.0, 1\.0\]"),
+        ("crl", {"normalizer": 2.0}, r"crl\.normalizer is 2\.0 and confidence 'softmax', which has none"),
+        ("mmce", {"form": "unweighted", "normalization": "paper"}, r"set form='weighted'"),
+        ("pskd", {"alpha_T": 1.2}, r"pskd\.alpha_T is 1\.2; expected a number in \[0, 1\]"),
         ("pskd", {"memory": "bfloat16"}, r"did you mean float16"),
         ("adafocal", {"gamma_min": 0.5}, r"adafocal\.gamma_min"),
         ("adafocal", {"gamma": 30.0}, r"adafocal\.gamma is 30\.0"),
-        ("adafocal", {"num_bins": 7.5}, r"adafocal\.num_bins is 7\.5; expected a whole number"),
+        ("adafocal", {"num_bins": 7.5}, r"adafocal\.num_bins is 7\.5; expected an integer"),
         ("mbls", {"margin": -1.0}, r"mbls\.margin"),
         ("acls", {"reference": "min"}, r"acls\.reference"),
         ("mdca", {"gama": 1.0}, r"mdca has no option 'gama'; did you mean gamma"),
@@ -219,5 +222,5 @@ def test_the_registry_line_is_complete():
     for name, method in CALIBRATORS.items():
         assert method.role == "calibrator" and method.formula and method.source, name
         assert method.verified in ("golden", "law", "paper"), name
-        assert bool(method.state) == bool(jax.tree.leaves(method.build().init(SPEC))), name
+        assert bool(method.state) == bool(jax.tree.leaves(method.build().init(SPEC, KEY)[1])), name
     assert callable(CALIBRATORS["mixup"].transform(alpha=0.2, num_classes=K))

@@ -1,14 +1,17 @@
 """Distillation methods as objectives: what each setting means, what is logged, what is remembered."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kdjax import targets
 from kdjax.errors import Refused
 from kdjax.losses import distillation, uncertainty
-from kdjax.objectives import METHODS, build, distilled, options
+from kdjax.objectives import METHODS, build, checked, distilled, options
 from kdjax.objectives.distillers import DISTILLERS
 from kdjax.objectives.rows import as_rows
 from kdjax.types import Batch, Output, Spec
@@ -20,7 +23,7 @@ Z, T = (jnp.asarray(2 * RNG.normal(size=(B, K)), jnp.float32) for _ in range(2))
 Y = jnp.array([0, 1, 2, 3, 0, 1])
 H, G = (jnp.asarray(RNG.normal(size=(B, 3, 3, 5)), jnp.float32) for _ in range(2))
 SPEC = Spec(num_examples=B, num_classes=K, epochs=10)
-CORE = [name for name in DISTILLERS if "target" in options(name)]
+CORE = ("kd", "rtc", "ttm", "wttm", "lskd", "cud", "knowledge_adjustment")
 
 
 def batch(t=T, **fields):
@@ -29,11 +32,12 @@ def batch(t=T, **fields):
 
 def run(objective, z=Z, data=None, progress=0.0, state=None):
     """(loss, logs, state, gradient with respect to the student's logits)."""
-    state = objective.init(SPEC, KEY)[1] if state is None else state
+    params, first = objective.init(SPEC, KEY)
+    state = first if state is None else state
 
     def loss(z):
         rows = as_rows(batch() if data is None else data, Output(z, {"stage": H}))
-        terms, new = objective.apply((), state, *rows, at(progress, SPEC.epochs))
+        terms, new = objective.apply(params, state, *rows, at(progress, SPEC.epochs))
         return terms.total, (terms.logs, new)
 
     (value, (logs, new)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(z)
@@ -60,10 +64,12 @@ def test_settings_turn_into_one_another():
     same = [
         (build("rtc", T=3.0, T_c=1.0), build("kd", T=3.0)),
         (build("ttm", T_c=2.0), build("rtc", T_c=2.0)),
-        (build("wttm", weighting="none"), build("ttm")),
+        (build("wttm"), build("kd", T=1.0, T_c=10.0, weighting="power_sum")),
         (build("cud", eta=1.0, m=1.0), build("knowledge_adjustment")),
-        (build("cud", target="project", far_mass=1.0), build("kd")),
-        (build("cud", target="project", far_mass=1.0, distance="l2"), build("kd")),
+        (build("cud", eta=0.3), build("kd", target="wclip(eta=0.3, m=0.7)")),
+        (build("cud", eta=0.3), build("kd", target=partial(targets.wclip, eta=0.3))),
+        (build("kd", target="project(far_mass=1.0)"), build("kd")),
+        (build("kd", target="project(far_mass=1.0, distance='l2')"), build("kd")),
     ]
     for a, b in same:
         np.testing.assert_allclose(run(a)[0], run(b)[0], rtol=1e-5)
@@ -78,15 +84,15 @@ def test_firing_and_shaping_are_counted_under_weights():
     right = jnp.asarray(RNG.normal(size=(64, 10)), jnp.float32)
     data = Batch(None, label=jnp.argmax(right, -1), teacher=Output(right))
     for target in ("wclip", "swap", "top1", "margin"):
-        objective = build("cud", target=target)
-        logs = jax.jit(lambda z, o=objective: o.apply((), data, Output(z), 0.0)[0].logs)(jnp.zeros_like(right))
+        objective = build("kd", target=target)
+        logs = jax.jit(lambda z, o=objective: o.apply((), (), data, Output(z), at(0.0))[0].logs)(jnp.zeros_like(right))
         assert float(logs["shaped_rate"]) == 0.0, target
     weighted = batch(t, weight=jnp.array([1.0, 1, 1, 0, 2, 0]))
     np.testing.assert_allclose(run(build("cud"), data=weighted)[1]["firing_rate"], 2 / 5, rtol=1e-6)
     plain = run(build("kd"), data=batch(t))[1]
     np.testing.assert_allclose([plain["firing_rate"], plain["shaped_rate"]], [2 / 6, 0.0], rtol=1e-6)
     # The margin reaches right examples whose lead is too small; here their lead is 0.87 - 0.04.
-    wide = run(build("cud", target="margin", c=0.9), data=batch(t))[1]
+    wide = run(build("kd", target="margin(c=0.9)"), data=batch(t))[1]
     np.testing.assert_allclose([wide["firing_rate"], wide["shaped_rate"]], [2 / 6, 1.0], rtol=1e-6)
 
 
@@ -101,12 +107,12 @@ def test_the_control_has_the_mean_entropy_of_the_shaped_target_and_none_of_its_s
 
 
 def test_the_control_can_take_the_entropy_of_another_teacher():
-    value, logs, _, _ = run(build("kd", control="entropy", control_entropy=1.2))
+    value, logs, _, _ = run(build("kd", control="entropy(nats=1.2)"))
     tempered = targets.temper(T, logs["control_T"])
     np.testing.assert_allclose(jnp.mean(targets.entropy(tempered)), 1.2, rtol=1e-5)
     np.testing.assert_allclose(value, jnp.mean(distillation.kd(Z, tempered, T=4.0)), rtol=1e-4)
-    with pytest.raises(Refused, match="set control='entropy' as well"):
-        build("kd", control_entropy=1.2)
+    with pytest.raises(Refused, match="no target, so there is no entropy to match"):
+        build("kd", control="entropy")
 
 
 def test_projection_options_reach_the_projection():
@@ -114,20 +120,20 @@ def test_projection_options_reach_the_projection():
     log_p = targets.temper(T, 1.0)
     top = jax.nn.one_hot(targets.top(T), K, dtype=bool)
     found = targets.project(log_p, jnp.asarray(near)[Y], top & ~near[Y], alpha=0.6, eps=0.05)
-    objective = build("cud", target="project", near=near, near_mass=0.6, far_mass=0.05)
+    objective = build("kd", target=f"project(near={near.tolist()}, near_mass=0.6, far_mass=0.05)")
     wanted = jnp.mean(distillation.kd(Z, found.log_q, T=4.0))
     np.testing.assert_allclose(run(objective)[0], wanted, rtol=1e-4)
     flat = batch(jnp.zeros((B, K)))
-    assert float(run(build("cud", target="project", ceiling=0.5), data=flat)[1]["ceiling_failed"]) == 1.0
+    assert float(run(build("kd", target="project(ceiling=0.5)"), data=flat)[1]["ceiling_failed"]) == 1.0
     p_y = jnp.exp(log_p)[jnp.arange(B), Y]
     low = targets.project(log_p, near[Y], ~near[Y], h_min=0.9 * (1 - p_y) * np.log(K))
-    objective = build("cud", target="project", far_mass=1.0, floor=0.9)
+    objective = build("kd", target="project(far_mass=1.0, floor=0.9)")
     np.testing.assert_allclose(run(objective)[0], jnp.mean(distillation.kd(Z, low.log_q, T=4.0)), rtol=1e-4)
 
 
 def test_a_neighborhood_of_another_shape_is_refused():
     with pytest.raises(Refused, match=r"near has shape \[2, 2\]; expected"):
-        run(build("cud", target="project", near=((1, 0), (0, 1))))
+        run(build("kd", target="project(near=((1, 0), (0, 1)))"))
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mlld", "ctkd"])
@@ -171,12 +177,12 @@ def test_a_student_that_equals_a_right_teacher_has_no_gradient(name):
 
 def test_options_may_be_traced():
     @jax.jit
-    def loss(T_, T_c, eta, floor):
-        objective = build("cud", T=T_, T_c=T_c, eta=eta, floor=floor)
+    def loss(T_, T_c, eta):
+        objective = build("cud", T=T_, T_c=T_c, eta=eta)
         return objective.apply((), (), batch(), Output(Z), at(0.0))[0].total
 
-    np.testing.assert_allclose(loss(2.0, 1.5, 0.3, 0.0), run(build("cud", T=2.0, T_c=1.5, eta=0.3))[0], rtol=1e-5)
-    slope = jax.grad(loss)(2.0, 1.5, 0.3, 0.0)
+    np.testing.assert_allclose(loss(2.0, 1.5, 0.3), run(build("cud", T=2.0, T_c=1.5, eta=0.3))[0], rtol=1e-5)
+    slope = jax.grad(loss)(2.0, 1.5, 0.3)
     assert np.isfinite(slope) and slope != 0
 
 
@@ -197,16 +203,44 @@ def test_no_teacher_or_one_of_other_classes_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "sentence"),
     [
-        *({"T": 0}, {"T_c": -1.0}, {"target": "wklip"}, {"control": "x"}, {"eta": 0.0}, {"m": 1.1}, {"c": 1.0}),
-        *({"divergence": "kl"}, {"weighting": "y"}, {"far_mass": 2.0}, {"ceiling": 0.0}),
-        {"distance": "l2", "floor": 0.1},
+        ({"T": 0}, r"kd\.T is 0.*expected a number in \(0"),
+        ({"T_c": -1.0}, r"kd\.T_c is -1\.0"),
+        ({"divergence": "kl"}, r"kd\.divergence is 'kl'"),
+        ({"weighting": "y"}, r"kd\.weighting is 'y'"),
+        ({"target": "wklip"}, r"kd\.target is 'wklip', which does not exist; did you mean wclip"),
+        ({"target": "wclip(c=0.1)"}, r"wclip has no option 'c'; known: eta, m"),
+        ({"target": "swap(eta=0.1)"}, r"swap has no option 'eta'; it has none"),
+        ({"target": "wclip(eta=0.0)"}, r"wclip\.eta is 0\.0; expected a number in \(0, 1\]"),
+        ({"target": "wclip(eta='half')"}, r"wclip\.eta is 'half'"),
+        ({"target": "wclip(0.5)"}, r"expected options as in 'wclip\(option=0\.3\)'"),
+        ({"target": "wclip(eta=len(x))"}, r"expected options as in"),
+        ({"target": "wclip("}, r"expected a name, or a name with options"),
+        ({"target": "none(c=1)"}, r"'none' has no options"),
+        ({"target": "margin(c=1.0)"}, r"margin\.c is 1\.0"),
+        ({"target": "project(far_mass=2.0)"}, r"project\.far_mass is 2\.0"),
+        ({"target": "project(ceiling=0.0)"}, r"project\.ceiling"),
+        ({"control": "x"}, r"kd\.control is 'x'"),
+        ({"target": "swap", "control": "entropy(nats=-1)"}, r"entropy\.nats is -1"),
+        ({"eta": 0.5}, r"kd has no option 'eta'"),
+        ({"target": 3}, r"kd\.target is 3; expected text"),
     ],
 )
-def test_wrong_settings_are_refused_when_built(wrong):
-    with pytest.raises(Refused):
-        build("cud", **wrong)
+def test_wrong_settings_are_refused_when_built(wrong, sentence):
+    with pytest.raises(Refused, match=sentence):
+        build("kd", **wrong)
+
+
+def test_euclid_has_no_entropy_bounds():
+    with pytest.raises(Refused, match="handles masses only"):
+        run(build("kd", target="project(distance='l2', floor=0.1)"))
+
+
+def test_equal_spellings_of_a_target_are_one_option():
+    for given in ("wclip", "wclip()", " wclip( m = 0.7,eta=0.5)"):
+        assert checked("kd", {"target": given})["target"] == "wclip"
+    assert checked("kd", {"target": "wclip(m=1, eta=0.3)"})["target"] == "wclip(eta=0.3, m=1.0)"
 
 
 def test_dkd_warms_up_by_epochs():
@@ -216,24 +250,30 @@ def test_dkd_warms_up_by_epochs():
         np.testing.assert_allclose(run(objective, progress=progress)[0], share * full, rtol=1e-5)
 
 
-def test_ctkd_climbs_the_students_loss_at_a_growing_pace():
-    objective = build("ctkd", lr=0.05, loops=10)
-    start = objective.init(SPEC, KEY)[1]
+def test_ctkd_trains_its_temperature_against_the_student():
+    objective = build("ctkd", loops=10)
+    params, state = objective.init(SPEC, KEY)
     T0 = 1 + 20 / (1 + np.exp(-1.0))
-    value, logs, early, _ = run(objective, progress=0.0)
-    np.testing.assert_allclose(logs["T"], T0, rtol=1e-6)
-    np.testing.assert_allclose(value, jnp.mean(distillation.kd(Z, T, T=T0)), rtol=1e-4)
 
     def loss_at(theta):
         return jnp.mean(distillation.kd(Z, T, T=1 + 20 * jax.nn.sigmoid(theta)))
 
+    @jax.jit
+    def by_params(params, clock):
+        return jax.value_and_grad(lambda p: objective.apply(p, state, batch(), Output(Z), clock)[0].total)(params)
+
     slope = jax.grad(loss_at)(1.0)
-    for state, e in [(early, 1), (run(objective, progress=0.45)[2], 5), (run(objective, progress=0.99)[2], 10)]:
+    for progress, e in [(0.0, 1), (0.45, 5), (0.99, 10)]:
+        value, grad = by_params(params, at(progress, SPEC.epochs))
+        np.testing.assert_allclose(value, jnp.mean(distillation.kd(Z, T, T=T0)), rtol=1e-4)
         strength = 0.5 * (1 - np.cos(np.pi * e / 10))
-        np.testing.assert_allclose(state.theta - start.theta, 0.05 * strength * slope, rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(grad["theta"], -strength * slope, rtol=1e-3, atol=1e-7)
+    optimizer = optax.sgd(0.1)
+    moments = optimizer.init(params)
     for _ in range(3):
-        _, _, early, _ = run(build("ctkd", lr=1.0), progress=0.99, state=early)
-    assert loss_at(early.theta) > loss_at(1.0)
+        updates, moments = optimizer.update(by_params(params, at(0.99, SPEC.epochs))[1], moments, params)
+        params = optax.apply_updates(params, updates)
+    assert loss_at(params["theta"]) > loss_at(1.0), "the student's optimizer, descending, makes the temperature climb"
 
 
 def test_mlld_brings_two_views_that_its_objective_takes():
@@ -247,23 +287,6 @@ def test_mlld_brings_two_views_that_its_objective_takes():
     np.testing.assert_array_equal(both.index, jnp.tile(jnp.arange(3), 2))
     value, logs, _, _ = run(build("mlld"))
     np.testing.assert_allclose(value, logs["mlld_instance"] + logs["mlld_category"] + logs["mlld_batch"], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["hidden_state", "attention", "attention_transfer", "pkd"])
-def test_feature_methods_pick_layers_by_name(name):
-    value, _, _, _ = run(build(name))
-    np.testing.assert_allclose(run(build(name, layers=("stage", "stage:stage")))[0], 2 * value, rtol=1e-6)
-    with pytest.raises(Refused, match="did you mean stage"):
-        run(build(name, layers=("stagge",)))
-    if name.startswith("attention"):
-        with pytest.raises(Refused, match="4 axes"):
-            flat = Output(T, {"stage": G[:, 0, 0]})
-            build(name, layers=("stage",)).apply(
-                (), batch()._replace(teacher=flat), Output(Z, {"stage": H[:, 0, 0]}), 0.0
-            )
-    nothing = batch()._replace(teacher=Output(T))
-    with pytest.raises(Refused, match="share none"):
-        run(build(name), data=nothing)
 
 
 def test_dus_is_a_calibrator():
