@@ -18,18 +18,13 @@ OPTIONS = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-ADAMW = Optimizer(
-    name="adamw",
-    lr=1e-3,
-    nesterov=False,
-    decay_mask="kernels",
-    weight_decay=0.01,
-    schedule="linear",
-    warmup_epochs=0.5,
-    clip_norm=1.0,
-)
 RECIPE = Recipe(
-    model="bert_1l_8", model_options=OPTIONS, optimizer=ADAMW, epochs=2, batch_size=8, distill=Distill("kd", {"T": 2.0})
+    model="bert_1l_8",
+    model_options=OPTIONS,
+    optimizer=Optimizer(schedule="constant"),
+    epochs=2,
+    batch_size=8,
+    distill=Distill("kd", {"T": 2.0}),
 )
 
 
