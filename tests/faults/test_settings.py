@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ from kdjax import runs
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
-stage = Stage(tiny.recipe(sys.argv[1], method="adafocal", model="conv_tiny", transform=("pad_crop",)))
+stage = Stage(tiny.recipe(sys.argv[1], epochs=1, transform=("pad_crop",)))
 outcome = runs.run_all([stage], Settings(workdir=sys.argv[2], devices=1))
 """
 
@@ -59,6 +60,15 @@ def test_what_can_be_pinned_changes_no_bit(npz, tmp_path, expected, variable):
     assert logits(npz, tmp_path, **{name: value}) == expected
 
 
+def test_flags_are_told_apart_from_what_changes_no_number(monkeypatch):
+    jax.jit(lambda x: x + 1)(1)  # the backend reads its flags once, and ends the process over one that it does not know
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=1 --xla_force_host_platform_device_count=8 --xla_a=2 --xla_dump_to=/x")
+    assert provenance.numerics()["xla_flags"] == ["--xla_a=2", "--xla_b=1"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a='")
+    assert provenance.numerics()["xla_flags"] == ["--xla_a='"]
+
+
+@pytest.mark.slow
 def test_what_cannot_be_pinned_is_recorded(npz, tmp_path):
     logits(npz, tmp_path, XLA_FLAGS="--xla_cpu_enable_fast_math=true --xla_force_host_platform_device_count=1")
     (path,) = tmp_path.glob("*/environment.json")
