@@ -1,4 +1,4 @@
-"""Hyper-parameters: immutable options, and ranges that are declared once, beside the function they belong to (floor 0).
+"""Hyper-parameters: immutable options, and ranges that are declared once, beside the function they belong to.
 
 @hyper(gamma=at_least(0), form=choice("offtarget", "uniform"))
 def loss(logits, labels, *, gamma=3.0, form="offtarget"): ...
@@ -9,6 +9,7 @@ loss.hyper                           # {"gamma": at_least(0), ...}: a registry r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -227,3 +228,39 @@ _KINDS: dict[type, str] = {
     Options: "a mapping",
     dict: "a mapping",
 }
+
+
+def as_kind(path: str, value: Any, default: Any, remedies: Mapping[str, str] = {}) -> Any:
+    """The value as a field of that default holds it: tuples for lists, Options for mappings, floats for integers.
+
+    Args:
+      path: the field, as people write it.
+      remedies: name of a field -> what to type instead of a value of another kind.
+
+    Raises:
+      Refused: a value of another kind.
+    """
+    if default is None or dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
+            kind = type(default).__name__
+            raise Refused(f"{path} is {value!r}; expected {kind}(...), such as {kind}().")
+        return value
+    if isinstance(default, Options):
+        if not isinstance(value, Mapping | tuple | list):
+            raise Refused(f"{path} is {value!r}; expected a mapping of names to values, such as {{'gamma': 2.0}}.")
+        return Options(value)
+    if isinstance(default, tuple):
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
+        return frozen(tuple(value))
+    if isinstance(default, bool) or isinstance(value, bool):
+        right = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        right = isinstance(value, int | float)
+        value = float(value) if right else value
+    else:
+        right = isinstance(value, type(default))
+    if not right:
+        remedy = remedies.get(path.split(".")[-1], "")
+        raise Refused(f"{path} is {value!r}; expected {type(default).__name__}, like {default!r}.{remedy}")
+    return value

@@ -1,4 +1,4 @@
-"""What a data set does to raw inputs before a network sees them, in training and for ever after (floor 1).
+"""What a data set does to raw inputs before a network sees them, in training and for ever after.
 
 Each is a frozen dataclass that is called inside the compiled step, is hashable (equal ones share a compiled program),
 and can be written into a run folder and read back, so that a trained network is used without its training data.

@@ -18,7 +18,7 @@ import optax
 
 from kdjax import models, objectives, optim, posthoc, transforms
 from kdjax.errors import Refused, nearest, one_of, positive, within
-from kdjax.options import Options, frozen, integer, plain
+from kdjax.options import Options, as_kind, frozen, integer, plain
 
 NONE = Options()
 
@@ -30,42 +30,10 @@ _REMEDIES = {
 }
 
 
-def _as_kind(path: str, value: Any, default: Any) -> Any:
-    """The value as a field of that default holds it: tuples for lists, Options for mappings, floats for integers.
-
-    Raises:
-      Refused: a value of another kind.
-    """
-    if default is None or dataclasses.is_dataclass(default):
-        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
-            kind = type(default).__name__
-            raise Refused(f"{path} is {value!r}; expected {kind}(...), such as {kind}().")
-        return value
-    if isinstance(default, Options):
-        if not isinstance(value, Mapping | tuple | list):
-            raise Refused(f"{path} is {value!r}; expected a mapping of names to values, such as {{'gamma': 2.0}}.")
-        return Options(value)
-    if isinstance(default, tuple):
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
-        return frozen(tuple(value))
-    if isinstance(default, bool) or isinstance(value, bool):
-        right = isinstance(default, bool) and isinstance(value, bool)
-    elif isinstance(default, float):
-        right = isinstance(value, int | float)
-        value = float(value) if right else value
-    else:
-        right = isinstance(value, type(default))
-    if not right:
-        remedy = _REMEDIES.get(path.split(".")[-1], "")
-        raise Refused(f"{path} is {value!r}; expected {type(default).__name__}, like {default!r}.{remedy}")
-    return value
-
-
 def _typed(recipe: Any, where: str) -> None:
     """Gives every field of a frozen dataclass the kind of its default, or refuses it."""
     for field in dataclasses.fields(recipe):
-        value = _as_kind(f"{where}{field.name}", getattr(recipe, field.name), field.default)
+        value = as_kind(f"{where}{field.name}", getattr(recipe, field.name), field.default, _REMEDIES)
         object.__setattr__(recipe, field.name, value)
 
 
@@ -348,5 +316,5 @@ def from_dict(kind: type, given: Mapping[str, Any], where: str = "recipe") -> An
         elif key in _NESTED:
             values[key] = from_dict(_NESTED[key], value, path)
         else:
-            values[key] = _as_kind(path, value, fields[key].default)
+            values[key] = as_kind(path, value, fields[key].default, _REMEDIES)
     return kind(**values)

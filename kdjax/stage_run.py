@@ -204,7 +204,7 @@ class StageRun:
             split = getattr(self.task.dataset, name)
             pairs[name] = data.existing_rows(values, split)
             stored = io.BytesIO()
-            np.savez(stored, logits=pairs[name][0], label=pairs[name][1], index=split.index)
+            np.savez(stored, logits=pairs[name][0], label=pairs[name][1], index=data.existing_index(split))
             checkpoints.write_bytes(self.directory / "logits" / f"{name}.npz", stored.getvalue())
         scores = results.measure(self.stage, self.workdir, pairs)
         result = {"epoch": epoch, "metrics": scores, "metrics_source": results.metrics_source_hash()}

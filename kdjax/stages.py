@@ -1,4 +1,4 @@
-"""Stages: what to train, taught by whom, addressed by content (floor 5).
+"""Stages: what to train, taught by whom, addressed by content.
 
     teacher = Stage(recipe, name="teacher")
     student = Stage(distilled, teacher, name="student")

@@ -45,11 +45,15 @@ def load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
 
 
 def is_disk_fault(error: Exception) -> bool:
-    """Whether a save failed for want of room or rights. What Orbax still prints of it later is then held back."""
-    if isinstance(error, OSError) or "os_error_code" in str(error):
-        _mute_closed_loops()
-        return True
-    return False
+    """Whether a save failed for want of room or rights. What Orbax still prints of it later is then held back.
+
+    What is saved has been checked before, so that the file system is what is left to fail; Orbax tells of it by errors
+    of several kinds. The exception is the runtime's own, for a process that was lost.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    _mute_closed_loops()
+    return True
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -79,6 +79,13 @@ def task(
             if teacher is None
             else "a teacher was given and the recipe does not distill; set Recipe(distill=Distill(...))."
         )
+    for name in ("calibration", "test"):
+        weight = getattr(dataset, name).weight
+        if weight is not None and not np.isin(weight, (0, 1)).all():
+            raise Refused(
+                f"{name}_weight of {dataset.name!r} holds other numbers than 0 and 1, and an example is measured once "
+                "or not at all; leave it out, or set it to 0 and 1."
+            )
     n = len(dataset.train.label)
     if teacher is not None and teacher.num_examples not in (None, n):
         raise Refused(

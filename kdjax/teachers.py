@@ -1,4 +1,4 @@
-"""Teachers as data: a pure function and its variables (floor 2).
+"""Teachers as data: a pure function and its variables.
 
     teacher = calibrated(frozen(model, variables), posthoc.POSTHOC["temperature"].apply, params)
     output = teacher.apply(teacher.variables, batch)

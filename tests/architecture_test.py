@@ -52,6 +52,7 @@ FLOORS = {
     "limits": 4,
     "locks": 4,
     "variables": 4,
+    "register": 5,
     "runs": 5,
     "results": 5,
     "settings": 4,
@@ -237,3 +238,64 @@ def test_every_name_of_the_front_door_is_there():
             assert getattr(package, name) is not None, name
     code = "import kdjax, kdjax.posthoc, sys; sys.exit(bool({'jax', 'flax', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, "import kdjax is no longer lazy"
+
+
+BRITISH = re.compile(
+    r"(normalis|standardis|optimis|initialis|regularis|minimis|maximis|randomis|solaris|posteris|generalis|serialis|"
+    r"colour|neighbour|behaviour|flavour|labelled|\bcentre|_centre|centred|grey|licence|\bdistil\b|_distil\b)"
+)
+VAGUE = {"found", "own", "taught", "theirs", "wide", "present", "ruler", "whole"}
+
+
+def public_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of every public function, class, parameter of a public function and field of a public class."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.lineno, node.name
+            if isinstance(node, ast.FunctionDef):
+                every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                yield from ((a.lineno, a.arg) for a in every)
+            else:
+                fields = (n.target for n in node.body if isinstance(n, ast.AnnAssign))
+                yield from ((t.lineno, t.id) for t in fields if isinstance(t, ast.Name))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_names_are_plain_and_american(path):
+    for line, name in public_names(path):
+        assert not BRITISH.search(name), f"{path}:{line} {name} is spelled the British way"
+        assert name not in VAGUE, f"{path}:{line} {name} does not say what it holds"
+    assert "(floor " not in (ast.get_docstring(ast.parse(path.read_text())) or ""), f"{path} names its floor"
+
+
+def reads_a_message(node: ast.AST) -> bool:
+    """`"text" in str(error)`, `str(error).startswith("text")`, and the same of `error.args[0]`."""
+    message = re.compile(r"str\((error|exc|exception|e|err)\)|(error|exc|exception|e|err)\.args\[0\]")
+    if isinstance(node, ast.Compare):
+        return any(isinstance(op, ast.In | ast.NotIn | ast.Eq) for op in node.ops) and bool(
+            message.search(" ".join(ast.unparse(side) for side in node.comparators))
+        )
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in ("startswith", "endswith") and bool(message.search(ast.unparse(node.func.value)))
+    return False
+
+
+def test_no_control_flow_reads_an_errors_message():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not reads_a_message(node), f"{path}:{node.lineno} decides by the text of an error"
+
+
+@pytest.mark.parametrize(
+    ("code", "reads"),
+    [
+        ('"pickle" in str(error)', True),
+        ('str(error).startswith("no")', True),
+        ('error.args[0] == "x"', False),
+        ('"x" == error.args[0]', True),
+        ("error.errno == 28", False),
+        ('print(f"{error}")', False),
+    ],
+)
+def test_reading_a_message_is_recognized(code, reads):
+    assert any(reads_a_message(node) for node in ast.walk(ast.parse(code))) is reads

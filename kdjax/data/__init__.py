@@ -25,7 +25,7 @@ from kdjax.data.normalization import Normalization
 from kdjax.data.order import epoch_order, eval_batches
 from kdjax.data.prepared import prepare
 from kdjax.data.source import FEEDS, Source, select_classes
-from kdjax.data.splits import ClassWeight, assemble, existing_rows, overlap, verify_splits
+from kdjax.data.splits import ClassWeight, assemble, existing_index, existing_rows, overlap, verify_splits
 from kdjax.data.streaming import prediction_batches, streamed
 from kdjax.errors import Refused, nearest, one_of
 from kdjax.source_code import source_version
@@ -39,6 +39,7 @@ __all__ = [
     "assemble",
     "epoch_order",
     "eval_batches",
+    "existing_index",
     "existing_rows",
     "from_arrays",
     "in_memory",

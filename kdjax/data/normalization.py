@@ -37,20 +37,21 @@ def normalization(train: Split, positions: np.ndarray, how: Normalization) -> Pr
       Refused: an unknown name; constants that do not fit the channels; a std that is not positive.
     """
     leaves = jax.tree.leaves(train.inputs.shape_of_one if isinstance(train.inputs, Lazy) else train.inputs)
+    structured = not hasattr(train.inputs.shape_of_one if isinstance(train.inputs, Lazy) else train.inputs, "shape")
     leaf, channels = leaves[0], leaves[0].shape[-1]
     pixels = leaf.dtype == np.uint8 and len(leaf.shape) == (3 if isinstance(train.inputs, Lazy) else 4)
     scale = 255.0 if pixels else 1.0
     if isinstance(how, str):
         one_of("normalization", how, NORMALIZATIONS)
-        if len(leaves) > 1 or not (pixels or leaf.dtype == np.float32):
+        if structured or not (pixels or leaf.dtype == np.float32):
             return Unchanged()
         if how == "none":
             return Normalize((0.0,) * channels, (1.0,) * channels, scale) if pixels else Unchanged()
         pair: Sequence[Any] = KDC if how == "kdc" else _statistics(train, positions, scale)
     else:
         pair = tuple(how) if isinstance(how, tuple | list | np.ndarray) else ()
-        if len(leaves) > 1:
-            raise Refused(f"normalization is {how!r} for inputs of {len(leaves)} arrays; expected 'none'.")
+        if structured:
+            raise Refused(f"normalization is {how!r} for inputs of {len(leaves)} named arrays; expected 'none'.")
     if len(pair) != 2 or any(isinstance(side, str) or not np.iterable(side) for side in pair):
         raise Refused(f"normalization is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
     try:

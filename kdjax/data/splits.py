@@ -180,13 +180,24 @@ def _check_same_texts(teacher: Dataset, student: Dataset) -> None:
 
 
 def existing_rows(logits: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(logits [M, K], labels [M]) of what exists in a split: its examples, or the regions whose label is not -1.
+    """(logits [M, K], labels [M]) of what counts in a split: its examples, or its regions whose label is not -1, those
+    of weight 0 left out.
 
     Args:
       logits: [N, K], or [N, R, K] for labels [N, R].
     """
     exists = split.label >= 0
+    if split.weight is not None:
+        weight = np.asarray(split.weight)
+        exists &= (weight > 0).reshape(weight.shape + (1,) * (exists.ndim - weight.ndim))
     return logits[exists], split.label[exists]
+
+
+def existing_index(split: Split) -> np.ndarray:
+    """[M], the example's number of each row of `existing_rows`."""
+    shape = (len(split.index), *split.label.shape[1:])
+    index = np.broadcast_to(split.index.reshape(-1, *[1] * (split.label.ndim - 1)), shape)
+    return existing_rows(index, split)[0]
 
 
 def _unmapped(split: Split) -> Split:

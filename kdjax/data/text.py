@@ -148,7 +148,7 @@ def report(name: str, encoder: Tokenizer, lengths: Mapping[str, np.ndarray], siz
         )
 
 
-def own(
+def user_texts(
     *,
     path: str | os.PathLike | None = None,
     num_classes: int | None = None,
@@ -207,7 +207,7 @@ READERS: dict[str, tuple[Callable[..., Raw], int]] = {
     "sst2": (text_sets.sst2, 8000),
     "newsgroups20": (text_sets.newsgroups20, 8000),
     "ag_news_small": (text_sets.ag_news_small, 8000),
-    "text": (own, 2000),
+    "text": (user_texts, 2000),
 }
 """What reads a set of this name, and the size of its vocabulary unless told."""
 

@@ -1,4 +1,4 @@
-"""Theorems 1 and 2 of KD(C) for linear networks: closed forms, exact students, and what can be checked (floor 1)."""
+"""Theorems 1 and 2 of KD(C) for linear networks: closed forms, exact students, and what can be checked."""
 
 from kdjax.theory.checks import CHECKS, Check, Measurement, run_checks
 from kdjax.theory.linear import (

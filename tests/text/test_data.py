@@ -88,7 +88,7 @@ def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path):
     rows = examples(60, 1)
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in rows))
     (tmp_path / "test.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in examples(12, 2)))
-    raw = text.own(path=tmp_path)
+    raw = text.user_texts(path=tmp_path)
     kept, _ = text.kept_rows(raw, 0, 0.2, None)
     held = sorted(set(range(60)) - set(kept.tolist()))
     assert len(held) == 12
@@ -96,14 +96,14 @@ def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path):
         rows[i] = (f"{rows[i][0]} zebrawood", rows[i][1])
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in rows))
     marked = data.load("text", path=tmp_path, vocab_size=90, calibration_fraction=0.2)
-    raw = text.own(path=tmp_path)
+    raw = text.user_texts(path=tmp_path)
     encoder = text.tokenizer_of(raw, kept, tokenizer="", vocab_size=90, lowercase=True)
     assert encoder.vocabulary.digest == marked.prepare.vocabulary
     assert not any(token.endswith("wood") for token in encoder.vocabulary.tokens)
 
 
 def test_the_tokenizer_of_a_folder_is_taken(folder, dataset, tmp_path):
-    raw = text.own(path=folder)
+    raw = text.user_texts(path=folder)
     encoder = text.tokenizer_of(raw, text.kept_rows(raw, 0, 0.1, None)[0], tokenizer="", vocab_size=90, lowercase=True)
     encoder.save(tmp_path)
     assert data.load("text", path=folder, tokenizer=tmp_path).fingerprint == dataset.fingerprint
@@ -147,13 +147,13 @@ def test_broken_files_are_refused(tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
     options = {"num_classes": 2} if name.endswith("jsonl") else {}
     with pytest.raises(Refused, match=says):
-        text.own(path=tmp_path / name, **options)
+        text.user_texts(path=tmp_path / name, **options)
 
 
 def test_empty_texts_can_be_left_out(tmp_path, capsys):
     rows = [*examples(30, 1), ("", "card")]
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in rows))
-    raw = text.own(path=tmp_path / "a.csv", skip_bad=True)
+    raw = text.user_texts(path=tmp_path / "a.csv", skip_bad=True)
     assert sum(len(split.text) for split in raw.splits.values()) == 30
     assert "1 empty texts are left out" in capsys.readouterr().err
 
