@@ -1,6 +1,6 @@
 """What was typed: imports, a configuration with its names, flags and fields -> one `Command`.
 
-    python -m experiments.distill --import=my_methods --config=configs/digits.py:conv_small,mine,conv_tiny,kd
+    python -m experiments.distill --import=my_methods --config=configs/digits.py:conv_small,confidence_penalty,kd
         --config.recipe.student.epochs=5
 
 Modules named by --import are imported first, so that what they register can be named everywhere. Then the configuration

@@ -12,6 +12,7 @@ import inspect
 import re
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,8 @@ def registries():
     known: list[Any] = [objectives.METHODS, models.MODELS, posthoc.POSTHOC, transforms.TRANSFORMS, data.SOURCES]
     before = [{*registry} for registry in known]
     yield
+    for module in ("my_methods", "my_nnx"):
+        sys.modules.pop(module, None)
     for registry, names in zip(known, before, strict=True):
         for name in {*registry} - names:
             del registry[name]
@@ -201,7 +204,9 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     session: dict[str, Any] = {"__name__": page.stem}
     for language, text in fenced(page):
-        if language == "python" and not reason(text):
+        if file := re.match(r"# (\w+\.py)\n", text):
+            (tmp_path / file[1]).write_text(text)  # a module of the reader's own, imported by what follows
+        elif language == "python" and not reason(text):
             exec(compile(text, page.name, "exec"), session)
     if page.name == "README.md":
         printed = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
@@ -262,11 +267,9 @@ def _module(name: str, words: list[str], folder: Path, monkeypatch) -> None:
     words = [re.sub(r"[\[\]]", "", word) for word in words]
     module = importlib.import_module(name)
     if isinstance(getattr(module, "run", None), FunctionType) and "given" in inspect.signature(module.run).parameters:
-        (folder / "my_methods.py").write_text(
-            "from kdjax.objectives import METHODS\nMETHODS['mine'] = METHODS['nll']\n"
-        )
+        for text in (text for _, text in fenced(ROOT / "docs" / "extending.md") if text.startswith("# my_methods.py")):
+            (folder / "my_methods.py").write_text(text)
         monkeypatch.syspath_prepend(folder)
-        monkeypatch.setitem(objectives.METHODS, "mine", objectives.METHODS["nll"])
         ignored = getattr(module, "IGNORED", common.ONLY)
         given = command.read([name, *words], default="configs/digits.py", ignored=ignored)
         common.recipe(given.config, "teacher", 0)
