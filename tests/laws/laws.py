@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.objectives.rows import as_rows
+from kdjax.types import Output
 from tests.laws.door import CLOCK, Draw, Sample, doors, history, params_of, renamed, run, same, sample, taken
 from tests.laws.members import CONDITION, EXCEPTIONS, REVERSED, Member
 
@@ -120,20 +121,20 @@ def regions(member: Member, draw: Draw) -> None:
     gone = np.isin(np.arange(b), np.random.default_rng(draw.seed + 6).permutation(b)[: b // 3])
     with jax.enable_x64(True):
         s = sample(draw, member.views)
-        state = history(member, k)
+        params, state = params_of(member, k), history(member, k)
         by_label = "label" in member.fields
         spoilt = {name: np.where(gone[:, None], np.nan, getattr(s, name)) for name in ("logits", "teacher", "target")}
         label, weight = (np.where(gone, -1, s.label), s.weight) if by_label else (s.label, np.where(gone, 0, s.weight))
-        batch, output = doors(member, s._replace(label=label.astype(np.int32), weight=weight, **spoilt))
+        batch, _ = doors(member, s._replace(label=label.astype(np.int32), weight=weight, **spoilt))
 
         def total(logits):
             read = batch._replace(weight=batch.weight.reshape(2, -1))
             for field in set(member.fields) - {"teacher"}:
                 read = read._replace(**{field: (x := getattr(batch, field)).reshape(2, -1, *x.shape[1:])})
             if read.teacher is not None:
-                read = read._replace(teacher=read.teacher._replace(logits=batch.teacher.logits.reshape(2, -1, k)))
-            rows = as_rows(read, output._replace(logits=logits))
-            terms, _ = member.objective.apply(params_of(member, k), state, *rows, CLOCK)
+                read = read._replace(teacher=Output(batch.teacher.logits.reshape(2, -1, k)))
+            rows = as_rows(read, Output(logits))
+            terms, _ = member.objective.apply(params, jax.tree.map(jnp.asarray, state), *rows, CLOCK)
             return terms.total, terms.logs
 
         (value, logs), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(spoilt["logits"].reshape(2, -1, k))
