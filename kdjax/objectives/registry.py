@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ from kdjax.objectives.distillers import DISTILLERS
 from kdjax.objectives.shaping import canonical
 from kdjax.objectives.terms import FIELDS, arguments, of_loss, reads
 from kdjax.options import Options, resolve
+from kdjax.source_code import source_version
 from kdjax.types import Scalar
 
 METHODS: dict[str, Method] = {**CALIBRATORS, **DISTILLERS}
@@ -132,26 +131,9 @@ def register(
     for field in needs:
         one_of(f"needs of the method {name!r}", field, (*FIELDS.values(), "index"))
     role = one_of("role", role or ("distiller" if "teacher" in needs else "calibrator"), ROLES)
-    version = version or source_hash(method)
+    version = source_version(f"the method {name!r}", method, version)
     if name in METHODS and METHODS[name].version != version:
         raise Refused(f"the method {name!r} exists already, with other code; choose another name.")
     formula = formula or (inspect.getdoc(method) or name).splitlines()[0]
     METHODS[name] = Method(builder, role, needs, formula, source, version=version, **more)
     return METHODS[name]
-
-
-def source_hash(function: Callable[..., Any]) -> str:
-    """SHA-256 of the source of the module that defines a function.
-
-    Raises:
-      Refused: there is no source, as for code typed into a console.
-    """
-    function = inspect.unwrap(getattr(function, "func", function))
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    try:
-        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()  # type: ignore[arg-type]
-    except (OSError, TypeError) as error:
-        raise Refused(
-            f"the source of {getattr(function, '__qualname__', function)} is not to be found, and changed code could "
-            "not be told from the same; give version='1', or put it into a file."
-        ) from error
