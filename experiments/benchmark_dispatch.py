@@ -120,6 +120,8 @@ def traces() -> list[dict[str, Any]]:
 def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
     dataset, objective = trainer.task.dataset, trainer.task.parts.objective
     calls = [trainer._step(steps_per_call=k + 1) for k in range(trainer.steps_per_call)]
+    # Equal networks share a program, so a student's may have been traced for its teacher.
+    before = trainer._predict.traces
     state = trainer.init()
     for _ in range(EPOCHS):
         for state, _ in trainer.steps(state):
@@ -129,7 +131,7 @@ def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
     trainer.predict(state.variables, dataset.test)
     counts = {
         ("train", "train_step"): sum(program.traces for program in calls),
-        ("calibration", "predict_step"): calibration,
+        ("calibration", "predict_step"): calibration - before,
         ("calibration", "refresh_step"): step.refresh_step(objective=objective, mesh=trainer.mesh).traces,
         ("test", "predict_step"): trainer._predict.traces - calibration,
     }

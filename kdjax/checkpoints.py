@@ -200,10 +200,11 @@ class Checkpoints:
                 _remove(final)
                 os.rename(working, final)
                 sync_directory(self.directory)
-        except Exception as error:
+        except OSError as error:
             _remove(working)
-            if storage.is_disk_fault(error):
-                raise OSError(self._no_room(step, needed, error)) from error
+            raise OSError(self._no_room(step, needed, error)) from error
+        except Exception:
+            _remove(working)
             raise
         _barrier(f"end {step}")
 

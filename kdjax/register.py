@@ -1,12 +1,8 @@
 """Code from outside the package, under names that recipes, configs and the command line may use.
 
-    from kdjax import register
-
-    register.objective("my_loss", my_loss)           # a loss, or a builder of an Objective
-    register.model("my_net", MyNet)                  # a Linen or NNX class, or a function that returns one
-    register.dataset("my_set", my_source)            # a function that returns a Source
-    register.transform("my_crop", my_crop, kind="image")
-    register.posthoc("my_scaling", fit, apply)
+`objective` takes a loss or a builder of an Objective, `model` a Linen or NNX class or a function that returns one,
+`dataset` a function that returns a Source, `transform` a factory of a transform, `posthoc` a pair of fit and apply;
+`docs/extending.md` shows each.
 
 Put the calls into a module and type `--import=that_module`, or import it before the recipe is made. What stands for the
 code goes into the ids of stages: the SHA-256 of the module's source, or the `version` that its author gives. So changed

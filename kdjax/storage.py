@@ -29,8 +29,16 @@ def save(folder: Path, leaves: Mapping[str, Any]) -> None:
     """Writes arrays by name; every process calls it, with its own shards."""
     # Orbax refuses arrays without elements; their shape, in checkpoint.json, says all there is to say.
     stored = {name: _array(leaf) for name, leaf in leaves.items() if leaf.size}
-    with _quiet(), _context(), _plain(folder) as place:
-        ocp.save(place / STATE, nested(stored))
+    try:
+        with _quiet(), _context(), _plain(folder) as place:
+            ocp.save(place / STATE, nested(stored))
+    except jax.errors.JaxRuntimeError:  # a process was lost
+        raise
+    except Exception as error:
+        # The arrays were checked before, so the file system is what is left to fail; Orbax tells of it by many kinds of
+        # errors, and would go on printing of it.
+        _mute_closed_loops()
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -42,18 +50,6 @@ def load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
         name: loaded[name] if name in loaded else jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         for name, leaf in wanted.items()
     }
-
-
-def is_disk_fault(error: Exception) -> bool:
-    """Whether a save failed for want of room or rights. What Orbax still prints of it later is then held back.
-
-    What is saved has been checked before, so that the file system is what is left to fail; Orbax tells of it by errors
-    of several kinds. The exception is the runtime's own, for a process that was lost.
-    """
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return False
-    _mute_closed_loops()
-    return True
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -64,7 +64,7 @@ def test_trains_on_digits_in_one_trace_resumes_exactly_and_shards(name):
     program = trainer._step(steps_per_call=1)
     assert program.traces == 1, f"{name} was traced {program.traces} times over two epochs"
     if task.parts.objective.refresh is not None:
-        assert step.refresh_step(task.parts.objective, trainer.mesh).traces == 1
+        assert step.refresh_step(objective=task.parts.objective, mesh=trainer.mesh).traces == 1
 
     if jax.tree.leaves(start.objective):
         half, _ = training.train(trainer, stop=task.steps_per_epoch + 1)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import data, layout, runs, stages, teachers
+from kdjax import data, layout, models, objectives, runs, stages, teachers
 from kdjax.errors import Refused
 from kdjax.recipes import Data, Distill, Optimizer, Recipe
 from kdjax.settings import Settings
@@ -18,8 +18,27 @@ from tests.outside import toys
 
 FAST = Optimizer(lr=0.1, schedule="constant", weight_decay=0.0)
 COMMON = {"epochs": 3, "batch_size": 8, "optimizer": FAST}
-TOKENS = Recipe(data=Data("toy_tokens"), model="toy_net", method="toy_loss", **COMMON)
-REGIONS = Recipe(data=Data("toy_regions"), model="toy_regions_net", method="adafocal", **COMMON)
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """What the module registers is gone after each test."""
+    before = [dict(registry) for registry in (objectives.METHODS, models.MODELS, data.SOURCES)]
+    toys.register_all()
+    yield
+    for registry, kept in zip((objectives.METHODS, models.MODELS, data.SOURCES), before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+@pytest.fixture
+def tokens() -> Recipe:
+    return Recipe(data=Data("toy_tokens"), model="toy_net", method="toy_loss", **COMMON)
+
+
+@pytest.fixture
+def regions() -> Recipe:
+    return Recipe(data=Data("toy_regions"), model="toy_regions_net", method="adafocal", **COMMON)
 
 
 def exact_resume(made: Task, stop: int) -> dict[str, np.ndarray]:
@@ -46,38 +65,38 @@ def taught(recipe: Recipe) -> Task:
     return task(student, dataset, teachers.frozen(trainer.task.parts.model, variables))
 
 
-def test_tokens_a_loss_and_a_network_from_outside():
-    dataset = stages.dataset(TOKENS.data)
+def test_tokens_a_loss_and_a_network_from_outside(tokens):
+    dataset = stages.dataset(tokens.data)
     assert dataset.kind == "text" and dataset.prepare.describe() == {"kind": "unchanged"}
-    logs = exact_resume(task(TOKENS, dataset), stop=2)
+    logs = exact_resume(task(tokens, dataset), stop=2)
     assert "toy_loss" in logs
-    exact_resume(taught(TOKENS), stop=2)
+    exact_resume(taught(tokens), stop=2)
 
 
-def test_what_is_masked_changes_nothing():
-    dataset = stages.dataset(TOKENS.data)
+def test_what_is_masked_changes_nothing(tokens):
+    dataset = stages.dataset(tokens.data)
     rubbish = {
         **dataset.train.inputs,
         "ids": np.where(dataset.train.inputs["mask"] == 1, dataset.train.inputs["ids"], 7),
     }
     other = dataset._replace(train=dataset.train._replace(inputs=rubbish))
-    states = [fit(Trainer(task(TOKENS, d), devices=1)) for d in (dataset, other)]
+    states = [fit(Trainer(task(tokens, d), devices=1)) for d in (dataset, other)]
     chex.assert_trees_all_close(states[0].params, states[1].params, rtol=1e-6)
 
 
-def test_regions_train_through_the_one_step():
+def test_regions_train_through_the_one_step(regions):
     """[B, R, K] logits, padding as weight 0, an auxiliary term, AdaFocal's refresh on the regions that exist."""
-    logs = exact_resume(task(REGIONS, stages.dataset(REGIONS.data)), stop=2)
+    logs = exact_resume(task(regions, stages.dataset(regions.data)), stop=2)
     np.testing.assert_allclose(logs["loss"], logs["adafocal"] + logs["box"], rtol=1e-5)
-    exact_resume(taught(REGIONS), stop=2)
+    exact_resume(taught(regions), stop=2)
 
 
-def test_a_region_that_does_not_exist_teaches_nothing():
+def test_a_region_that_does_not_exist_teaches_nothing(regions):
     """Its features may be anything, and the accuracy counts the regions that exist."""
-    dataset = stages.dataset(REGIONS.data)
-    recipe = Recipe(data=REGIONS.data, model="toy_regions_net", **COMMON)
-    regions = np.where(dataset.train.label[..., None] < 0, 3.0, dataset.train.inputs["regions"])
-    inputs = {"regions": regions.astype(np.float32)}
+    dataset = stages.dataset(regions.data)
+    recipe = Recipe(data=regions.data, model="toy_regions_net", **COMMON)
+    features = np.where(dataset.train.label[..., None] < 0, 3.0, dataset.train.inputs["regions"])
+    inputs = {"regions": features.astype(np.float32)}
     other = dataset._replace(train=dataset.train._replace(inputs=inputs))
     trainers = [Trainer(task(recipe, d), devices=1) for d in (dataset, other)]
     logs = [next(t.steps(t.init()))[1] for t in trainers]
@@ -85,47 +104,45 @@ def test_a_region_that_does_not_exist_teaches_nothing():
     np.testing.assert_allclose(logs[0]["accuracy"], logs[1]["accuracy"], rtol=1e-6)
 
 
-def test_as_stages_with_files(tmp_path):
+def test_as_stages_with_files(tmp_path, tokens, regions):
     """The same through directories; the student of the regions is loaded without its data."""
     from kdjax import predictor
 
-    teacher = Stage(REGIONS, name="teacher")
+    teacher = Stage(regions, name="teacher")
     student = Stage(
-        Recipe(data=REGIONS.data, model="toy_regions_net", method="toy_loss", distill=Distill("kd"), **COMMON), teacher
+        Recipe(data=regions.data, model="toy_regions_net", method="toy_loss", distill=Distill("kd"), **COMMON), teacher
     )
-    outcome = runs.run_all([student, Stage(TOKENS)], Settings(workdir=str(tmp_path), devices=1))
+    outcome = runs.run_all([student, Stage(tokens)], Settings(workdir=str(tmp_path), devices=1))
     assert len(outcome.results) == 3
     logits, labels = outcome.results[student.id].logits("test")
-    assert labels.min() >= 0 and len(labels) == len(logits) == int((stages.dataset(REGIONS.data).test.label >= 0).sum())
+    assert labels.min() >= 0 and len(labels) == len(logits) == int((stages.dataset(regions.data).test.label >= 0).sum())
     loaded = predictor.load(student.directory(tmp_path))
-    test = stages.dataset(REGIONS.data).test
+    test = stages.dataset(regions.data).test
     np.testing.assert_allclose(loaded.logits(test.inputs)[test.label >= 0], logits, rtol=1e-5, atol=1e-6)
     with pytest.raises(Refused, match="was trained on inputs float32"):
         loaded.predict({"regions": test.inputs["regions"][:, :, :2].astype(np.int32)})
 
 
-def test_the_code_is_in_the_id(monkeypatch):
+def test_the_code_is_in_the_id(monkeypatch, tokens):
     from kdjax.objectives import METHODS
 
-    before = TOKENS.canonical()
+    before = tokens.canonical()
     assert '"code":' in before and "method toy_loss" in before and "model toy_net" in before
     monkeypatch.setitem(METHODS, "toy_loss", METHODS["toy_loss"]._replace(version="2"))
-    assert TOKENS.canonical() != before
+    assert tokens.canonical() != before
     assert '"code":' not in Recipe().canonical()
 
 
-def test_an_optimizer_and_a_network_of_ones_own():
+def test_an_optimizer_and_a_network_of_ones_own(tokens):
     import optax
 
-    from kdjax import models
-
-    dataset = stages.dataset(TOKENS.data)
-    made = task(TOKENS, dataset, model=models.linen(toys.ToyNet(num_classes=3)), optimizer=optax.adamw(1e-2))
+    dataset = stages.dataset(tokens.data)
+    made = task(tokens, dataset, model=models.linen(toys.ToyNet(num_classes=3)), optimizer=optax.adamw(1e-2))
     assert fit(Trainer(made, devices=1)).step == 12
     with pytest.raises(Refused, match="wrap yours by"):
-        task(TOKENS, dataset, model=toys.ToyNet(num_classes=3))  # type: ignore[arg-type]
+        task(tokens, dataset, model=toys.ToyNet(num_classes=3))  # type: ignore[arg-type]
     with pytest.raises(Refused, match="expected an optax optimizer"):
-        task(TOKENS, dataset, optimizer="adamw")  # type: ignore[arg-type]
+        task(tokens, dataset, optimizer="adamw")  # type: ignore[arg-type]
     with pytest.raises(Refused, match=r"(?s)model is .*expected str"):
         Recipe(model=toys.ToyNet(num_classes=3))  # type: ignore[arg-type]
 

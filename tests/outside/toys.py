@@ -76,8 +76,9 @@ def regions():
     )
 
 
-register.objective("toy_loss", toy_loss)
-register.model("toy_net", ToyNet, describe="a toy")
-register.model("toy_regions_net", ToyRegions, describe="a toy")
-register.dataset("toy_tokens", tokens)
-register.dataset("toy_regions", regions)
+def register_all() -> None:
+    register.objective("toy_loss", toy_loss)
+    register.model("toy_net", ToyNet, describe="a toy")
+    register.model("toy_regions_net", ToyRegions, describe="a toy")
+    register.dataset("toy_tokens", tokens)
+    register.dataset("toy_regions", regions)
