@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,17 +53,28 @@ class Asked(dict[str, int]):
 @contextlib.contextmanager
 def watched() -> Iterator[Asked]:
     """Handles SIGTERM and SIGINT within; in a thread that may not, the caller keeps its own handlers."""
-    asked = Asked()
+    asked, show = Asked(), sys.unraisablehook
+
+    def again(ignored: Any) -> None:
+        """Python ignores what is raised in a finalizer or a callback of the garbage collector: the signal is sent
+        anew, a moment later and so outside of it."""
+        if isinstance(ignored.exc_value, Interrupted) and asked:
+            threading.Timer(0.01, os.kill, (os.getpid(), asked.pop("signal"))).start()
+        else:
+            show(ignored)
+
     try:
         before = {number: signal.signal(number, asked.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:
         yield asked
         return
+    sys.unraisablehook = again
     try:
         # While JAX looks for devices it turns whatever is raised into an error of its own.
         with asked.later():
             jax.devices()
         yield asked
     finally:
+        sys.unraisablehook = show
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -100,8 +100,8 @@ def _noise(predictor: Predictor) -> tuple[PyTree, np.ndarray]:
 
     def draw(shape: jax.ShapeDtypeStruct) -> np.ndarray:
         size = (8, *shape.shape[1:])
-        whole = np.issubdtype(shape.dtype, np.integer)
-        return (rng.integers(0, 2, size) if whole else rng.random(size)).astype(shape.dtype)
+        integers = np.issubdtype(shape.dtype, np.integer)
+        return (rng.integers(0, 2, size) if integers else rng.random(size)).astype(shape.dtype)
 
     inputs = jax.tree.map(draw, predictor.inputs)
     return inputs, predictor.logits(inputs)

@@ -25,10 +25,10 @@ def numbered(
     if labels.dtype.kind == "b":
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
-        whole = np.isfinite(labels).all() and (labels == np.round(labels)).all()
+        integral = np.isfinite(labels).all() and (labels == np.round(labels)).all()
         raise Refused(
             f"{name}: the labels are {labels.dtype} (such as {labels[0]:.6g}); expected integers: "
-            + ("save labels.astype(int)." if whole else "soft labels or a regression target cannot be audited.")
+            + ("save labels.astype(int)." if integral else "soft labels or a regression target cannot be audited.")
         )
     low, high = int(labels.min()), int(labels.max())
     if names and all(part.isdigit() for part in names) and {*map(str, np.unique(labels))} <= {*names}:

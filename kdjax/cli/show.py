@@ -80,10 +80,10 @@ def _recipe(directory: Path) -> Mapping[str, Any]:
     narrow = {name: brief.get(name, {}) for name in ("options", "model_options", "optimizer", "data")}
     if stored.get("distill"):
         narrow["distill"] = {**stored["distill"], "options": _mapping(brief.get("distill")).get("options", {})}
-    whole = {name: _mapping(stored.get(name)) for name in ("optimizer", "data")}
-    for name in whole:
-        narrow[name] = {"name": whole[name].get("name"), **narrow[name]}
-    narrow["optimizer"] = {"name": None, "lr": whole["optimizer"].get("lr"), **narrow["optimizer"]}
+    complete = {name: _mapping(stored.get(name)) for name in ("optimizer", "data")}
+    for name, fields in complete.items():
+        narrow[name] = {"name": fields.get("name"), **narrow[name]}
+    narrow["optimizer"] = {"name": None, "lr": complete["optimizer"].get("lr"), **narrow["optimizer"]}
     return {**stored, **narrow}
 
 

@@ -95,7 +95,7 @@ def bin_table(result: Resampled) -> Grid:
 
 
 def paragraph(predictions: Predictions, result: Resampled) -> str:
-    """What was found, in plain sentences."""
+    """The measured confidence, accuracy and their difference in plain sentences."""
     shown = intervals(result)
     value, count = result.values, len(predictions.logits)
     gap = shown["gap"]

@@ -104,6 +104,11 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
     listed = {"train": _files(root, root / "train", classes)}
     if "test" in folders and validation:
         listed["calibration"] = _files(root, root / validation[0], classes)
+    if "test" not in folders:
+        warnings.warn(
+            f"{root} has no test folder, so {validation[0]} is the test split and calibration is held out of train.",
+            stacklevel=5,
+        )
     listed["test"] = _files(root, root / ("test" if "test" in folders else validation[0]), classes)
     return classes, listed
 

@@ -71,20 +71,20 @@ class Vocabulary(NamedTuple):
             are missing; files that disagree; a cased `vocab.txt` beside which nothing says whether to lower the case.
         """
         folder = Path(folder).expanduser()
-        text, whole = folder / "vocab.txt", folder / "tokenizer.json"
-        if not text.is_file() and not whole.is_file():
+        text, described = folder / "vocab.txt", folder / "tokenizer.json"
+        if not text.is_file() and not described.is_file():
             if optional:
                 return None
             raise Refused(
                 f"{folder} has no tokenizer; expected vocab.txt or tokenizer.json: copy the one it was trained with."
             )
         said = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-        read = _from_json(whole, said) if whole.is_file() else None
+        read = _from_json(described, said) if described.is_file() else None
         if text.is_file() and (read is None or not read.file):
             plain = _from_text(text, said, read)
             if read is not None and plain.digest != read.digest:
                 raise Refused(
-                    f"{text} and {whole.name} beside it disagree; expected one vocabulary: remove the wrong one."
+                    f"{text} and {described.name} beside it disagree; expected one vocabulary: remove the wrong one."
                 )
             return plain
         return read

@@ -184,7 +184,7 @@ def _sums(z: np.ndarray, labels: np.ndarray, order: np.ndarray, starts: np.ndarr
     num_classes, bags = z.shape[1], len(starts) - 1
     rows_at_once = max(1, TASK // 4 // num_classes)
     bags_at_once = max(1, rows_at_once * bags // len(z))
-    whole = _Sums(
+    sums = _Sums(
         np.zeros((bags, 4)),
         np.zeros((bags, 3, num_classes)),
         np.zeros((bags, num_classes * bins)),
@@ -197,14 +197,14 @@ def _sums(z: np.ndarray, labels: np.ndarray, order: np.ndarray, starts: np.ndarr
         for start in range(starts[first], starts[last], rows_at_once):
             here = slice(start, min(start + rows_at_once, starts[last]))
             bag = np.searchsorted(starts, np.arange(here.start, here.stop), side="right") - 1 - first
-            _add(whole, first, last, here, bag, z[order[here]], labels[order[here]], bins)
+            _add(sums, first, last, here, bag, z[order[here]], labels[order[here]], bins)
 
     spread(part, range(0, bags, bags_at_once))
-    return whole
+    return sums
 
 
 def _add(
-    whole: _Sums, first: int, last: int, here: slice, bag: np.ndarray, z: np.ndarray, y: np.ndarray, bins: int
+    sums: _Sums, first: int, last: int, here: slice, bag: np.ndarray, z: np.ndarray, y: np.ndarray, bins: int
 ) -> None:
     """Adds some rows to the sums of the bags first..last - 1."""
     rows, (count, num_classes), bags = np.arange(len(y)), z.shape, last - first
@@ -217,12 +217,12 @@ def _add(
     block /= total[:, None]
     confidence, correct, of_label = block[rows, predicted], predicted == y, block[rows, y]
     brier = np.maximum(np.einsum("nk,nk->n", block, block) - of_label**2, 0.0) + (1 - of_label) ** 2
-    whole.confidence[here], whole.correct[here] = confidence, correct
+    sums.confidence[here], sums.correct[here] = confidence, correct
     for column, value in enumerate((correct, confidence, nll + np.log(total), brier)):
-        whole.means[first:last, column] += np.bincount(bag, value, bags)
+        sums.means[first:last, column] += np.bincount(bag, value, bags)
     by_class = bag * num_classes + predicted
     for column, value in enumerate((np.ones(count), confidence, correct)):
-        whole.predicted[first:last, column] += np.bincount(by_class, value, bags * num_classes).reshape(bags, -1)
+        sums.predicted[first:last, column] += np.bincount(by_class, value, bags * num_classes).reshape(bags, -1)
     # (lo, hi], and exactly 0 in the first bin
     base = (bag * num_classes * bins)[:, None] + np.arange(num_classes) * bins
     scaled = block * bins
@@ -231,7 +231,7 @@ def _add(
     cell += base
     residual = np.bincount(cell.ravel(), block.ravel(), bags * num_classes * bins)
     residual -= np.bincount(cell[rows, y], minlength=residual.size)
-    whole.residual[first:last] += residual.reshape(bags, -1)
+    sums.residual[first:last] += residual.reshape(bags, -1)
 
 
 def _top_bins(sums: _Sums, bag: np.ndarray, weights: np.ndarray, bins: int) -> Any:

@@ -1,31 +1,38 @@
-"""Signals at any time of a command's life: exit code 75 and one sentence, and the same command goes on."""
+"""A signal that arrives where Python can only ignore an exception is acted on just after it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
+import time
 
 import pytest
 
-from tests.processes import ROOT, environment, slow
+from kdjax import signals
+from kdjax.settings import Interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
-def test_a_signal_while_libraries_are_imported(tmp_path, number):
-    """The first line of a library that is imported late says that it is time."""
-    (tmp_path / "rich.py").write_text("import os, time\nos.write(1, b'here\\n')\ntime.sleep(60)\n")
-    child = subprocess.Popen(
-        [sys.executable, "-m", "experiments.distill", f"--workdir={tmp_path / 'runs'}"],
-        cwd=ROOT,
-        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout.readline() == "here\n"
-    child.send_signal(number)
-    _, err = child.communicate(timeout=30)
-    assert child.returncode == 75
-    assert err == "stopped: interrupted; what is finished stays, run the same command to go on.\n"
+class Dies:
+    """Is interrupted while it is being removed, as a callback of the garbage collector may be."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_in_a_finalizer_ends_the_work_without_a_traceback(capsys):
+    before = sys.unraisablehook
+    reached = False
+    with pytest.raises(Interrupted, match="what is saved stays"), signals.watched():
+        Dies()
+        time.sleep(0.5)
+        reached = True
+    assert not reached, "the work goes on"
+    assert sys.unraisablehook is before and "ignored" not in capsys.readouterr().err
+
+
+def test_a_signal_in_a_finalizer_within_a_step_is_noted():
+    with pytest.raises(Interrupted), signals.watched() as asked, asked.later():
+        Dies()
+        assert asked == {"signal": signal.SIGTERM}
