@@ -12,6 +12,7 @@ import numpy as np
 from kdjax.data.hold_out import carve
 from kdjax.data.image_files import Listed, files_source
 from kdjax.data.labels import check_num_classes
+from kdjax.data.paths import existing
 from kdjax.data.source import Source
 from kdjax.errors import Refused, nearest
 
@@ -72,16 +73,7 @@ def source(
 def _root(path: str | os.PathLike | None) -> Path:
     if path is None:
         raise Refused("data set 'folder' needs a folder of images by class; set data.path=my_images.")
-    if not isinstance(path, str | os.PathLike):
-        raise Refused(f"data.path is {path!r}; expected the path of a folder as text: set data.path=my_images.")
-    try:
-        root = Path(path).expanduser()
-        exists = root.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"{str(path)[:100]!r} is no path of a folder ({error}); correct data.path.") from error
-    if not exists:
-        raise Refused(f"there is no folder {root}; expected images in folders by class: correct data.path.")
-    return root
+    return existing(path, expected="images in folders by class", example="my_images", folder=True)
 
 
 def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, Listed]]:

@@ -12,6 +12,7 @@ import numpy as np
 from kdjax.data import labels
 from kdjax.data.hold_out import carve
 from kdjax.data.image_files import Listed, files_source
+from kdjax.data.paths import existing
 from kdjax.data.source import Source
 from kdjax.errors import Refused, nearest
 
@@ -81,16 +82,7 @@ def source(
 def _table(path: str | os.PathLike | None) -> Path:
     if path is None:
         raise Refused("data set 'files' needs a table of paths and labels; set data.path=mine.csv.")
-    if not isinstance(path, str | os.PathLike):
-        raise Refused(f"data.path is {path!r}; expected the path of a table as text: set data.path=mine.csv.")
-    try:
-        table = Path(path).expanduser()
-        exists = table.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"{str(path)[:100]!r} is no path of a file ({error}); correct data.path.") from error
-    if not exists:
-        raise Refused(f"there is no file {table}; expected a .csv or .parquet of paths and labels: correct data.path.")
-    return table
+    return existing(path, expected="a .csv or .parquet of paths and labels", example="mine.csv")
 
 
 def _read(table: Path) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdjax.data.paths import existing
 from kdjax.errors import Refused
 
 MEMBERS = 1000
@@ -44,7 +45,7 @@ class Archive(Mapping[str, Member]):
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = _existing(path)
+        self.path = existing(path, expected="an .npz written by np.savez", example="mine.npz")
         try:
             with zipfile.ZipFile(self.path) as archive:
                 infos = _names(self.path, archive.infolist())
@@ -77,20 +78,6 @@ class Archive(Mapping[str, Member]):
                 f"array {name!r} of {self.path} does not fit into memory, shape {self[name].shape}; expected less: "
                 "keep the data as an image folder or a prepared set, which are streamed."
             ) from error
-
-
-def _existing(path: str | os.PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise Refused(f"data.path is {path!r}; expected the path of an .npz as text: set data.path=mine.npz.")
-    try:
-        place = Path(path).expanduser()
-        exists = place.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        shown = str(path) if len(str(path)) < 100 else f"{str(path)[:100]}..."
-        raise Refused(f"{shown!r} is no path of a file ({error}); expected an .npz: correct data.path.") from error
-    if not exists:
-        raise Refused(f"there is no file {place}; expected an .npz written by np.savez: correct data.path.")
-    return place
 
 
 def _not_npz(path: Path, error: Exception) -> str:

@@ -195,8 +195,7 @@ def read_own(
     if "train" not in files or (root.is_dir() and "test" not in files):
         raise Refused(
             f"{root} is no file, and has no train and test in it; expected train.csv and test.csv (or .tsv, .jsonl), "
-            "or one "
-            "file: correct data.path."
+            "or one file: correct data.path."
         )
     read = {
         what: read_table(file, text_columns=[text_column], label_column=label_column) for what, file in files.items()

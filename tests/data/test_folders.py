@@ -71,7 +71,8 @@ def test_one_tree_is_split_by_class(folders):
 
 def test_val_is_the_test_split_where_there_is_no_other(folders):
     write(folders["path"], ("train", "val"))
-    data = load("folder", **folders)
+    with pytest.warns(UserWarning, match="has no test folder, so val is the test split"):
+        data = load("folder", **folders)
     assert [len(split.label) for split in data[2:5]] == [32, 4, 12]
     assert len(load("folder", **folders, test_examples=5).test.label) == 5
 
