@@ -69,7 +69,7 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
         check_tokens(f"{dataset.name} {what}", getattr(dataset, what).inputs, rows)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     objective = objectives.build(recipe.method, **recipe.options)
     brought = [_brought(recipe.method, recipe.options, num_classes)]

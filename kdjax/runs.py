@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from kdjax import checkpoints, claim, console, layout, results, signals, stages, step
 from kdjax.errors import Held
+from kdjax.objectives import Objective
 from kdjax.parts import parts
 from kdjax.processes import any_process, on_primary
 from kdjax.results import Result
@@ -45,7 +47,6 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
     """
     reporter = reporter or console.Silent()
     settings.check()
-    outcome, reasons = Outcome({}, {}), dict[str, str]()
     with signals.watched() as asked:
         queue = stages.order(targets)
         for stage in queue:
@@ -54,63 +55,77 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
         for stage in queue:
             if not (stage.directory(Path(settings.workdir)) / checkpoints.MANIFEST).exists():
                 stages.rehearse(stage)
-        pending, waiting = list(queue), False
+        table = _Table(queue, settings, reporter, asked)
+        pending, waiting = queue, False
         while pending:
-            held = _pass(pending, queue, settings, reporter, asked, outcome, reasons)
+            held = table.work_through(pending)
             if len(held) == len(pending):
                 if not waiting:
-                    reason = next(iter(reasons.values()))
+                    reason = next(iter(table.holders.values()))
                     reporter.message(
                         f"waiting for {len(held)} stages that other processes hold or lead up to: {reason}"
                     )
                 waiting = True
                 _wait(asked)
             pending = held
-    return outcome
+    return table.outcome
 
 
-def _pass(
-    pending: list[Stage],
-    queue: list[Stage],
-    settings: Settings,
-    reporter: console.Reporter,
-    asked: signals.Asked,
-    outcome: Outcome,
-    reasons: dict[str, str],
-) -> list[Stage]:
-    """Runs what can be run of `pending`; returns the stages that another process holds, and those taught by them.
+class _Table:
+    """Stages on their way to results.
 
-    `reasons` maps the ids of those that are held to who holds them.
+    Attributes:
+      outcome: of the stages that have ended.
+      holders: id of a stage that is held -> who holds it.
     """
-    held: list[Stage] = []
-    for i, stage in enumerate(pending):
-        if any_process(bool(asked)):
-            raise Interrupted(f"stopped before {stage.name}; everything is saved, run the same command to go on.")
+
+    def __init__(self, queue: list[Stage], settings: Settings, reporter: console.Reporter, asked: signals.Asked):
+        self.settings, self.reporter, self.asked = settings, reporter, asked
+        self.outcome, self.holders = Outcome({}, {}), dict[str, str]()
+        self._positions = {stage.id: n for n, stage in enumerate(queue, 1)}
+        self._users = Counter(_objective(stage) for stage in queue)
+
+    def work_through(self, pending: list[Stage]) -> list[Stage]:
+        """Runs what can be run; returns the stages that another process holds, and those taught by them."""
+        held: list[Stage] = []
+        for stage in pending:
+            if any_process(bool(self.asked)):
+                raise Interrupted(f"stopped before {stage.name}; everything is saved, run the same command to go on.")
+            if not self._run(stage):
+                held.append(stage)
+                continue
+            objective = _objective(stage)
+            self._users[objective] -= 1
+            if self._users[objective] <= 0:
+                step.forget_programs(objective)
+        return held
+
+    def _run(self, stage: Stage) -> bool:
+        """Whether the stage has ended, with a result or a failure."""
+        finished, failures = self.outcome
         teacher = stage.teacher
-        if teacher is not None and teacher.id in outcome.failures:
-            outcome.failures[stage.id] = f"its teacher, {teacher.name!r}, failed"
-            continue
-        if teacher is not None and teacher.id not in outcome.results:
-            held.append(stage)
-            continue
+        if teacher is not None and teacher.id in failures:
+            failures[stage.id] = f"its teacher, {teacher.name!r}, failed"
+            return True
+        if teacher is not None and teacher.id not in finished:
+            return False
+        position = self._positions[stage.id]
         try:
-            position = next(n for n, s in enumerate(queue, 1) if s.id == stage.id)
-            outcome.results[stage.id] = run_stage(stage, settings, reporter, asked, position, len(queue))
+            finished[stage.id] = run_stage(
+                stage, self.settings, self.reporter, self.asked, position, len(self._positions)
+            )
         except Held as error:
-            held.append(stage)
-            reasons[stage.id] = str(error)
+            self.holders[stage.id] = str(error)
+            return False
         except Diverged as error:
-            outcome.failures[stage.id] = str(error)
-            reporter.message(f"{stage.name}: {error}")
-        _forget(stage, [*held, *pending[i + 1 :]])
-    return held
+            failures[stage.id] = str(error)
+            self.reporter.message(f"{stage.name}: {error}")
+        return True
 
 
-def _forget(stage: Stage, later: list[Stage]) -> None:
-    """Drops the compiled programs that no later stage shares with this one."""
-    mine = parts(stage.recipe, stages.dataset(stage.recipe.data))
-    if all(parts(other.recipe, stages.dataset(other.recipe.data)).objective is not mine.objective for other in later):
-        step.forget_programs(mine.objective)
+def _objective(stage: Stage) -> Objective:
+    """What the compiled programs of a stage are remembered by."""
+    return parts(stage.recipe, stages.dataset(stage.recipe.data)).objective
 
 
 def _wait(asked: Mapping[str, int]) -> None:

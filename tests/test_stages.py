@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kdjax import results, runs, settings, stages
+from kdjax import results, runs, settings, stages, step
 from kdjax.errors import Refused
 from kdjax.stages import Stage, generations
 from tests import tiny
@@ -135,3 +135,24 @@ def test_old_results_are_measured_again_when_the_metrics_have_changed(npz, tmp_p
     assert (
         again["test"]["ece"] == -1.0 and again["test"]["agreement"] == outcome[student.id].metrics["test"]["agreement"]
     )
+
+
+def test_seeds_share_a_compiled_step_that_is_dropped_after_the_last_of_them(npz, tmp_path, monkeypatch):
+    """Rows of other methods between two seeds, as in a table; nothing stays when the table is done."""
+    made: list[tuple[int, step.Program]] = []
+    original = step.train_step
+
+    def train_step(**pieces):
+        program = original(**pieces)
+        made.append((id(pieces["objective"]), program))
+        return program
+
+    monkeypatch.setattr(step, "train_step", train_step)
+    rows = [tiny.recipe(npz, method=method, seed=seed, epochs=1) for seed in (0, 1) for method in ("nll", "brier")]
+    step.forget_programs()
+    outcome = runs.run_all([Stage(recipe) for recipe in rows], settings.Settings(workdir=str(tmp_path), devices=1))
+    assert len(outcome.results) == 4
+    assert len({objective for objective, _ in made}) == 2
+    # A rehearsal has a program of its own, which is looked at and never compiled.
+    assert sum(program.traces for program in {id(program): program for _, program in made}.values()) == 2
+    assert not any(key[0] in ("train_step", "init_step") for key in step._PROGRAMS)
