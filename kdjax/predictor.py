@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import checkpoints, layout, models, posthoc, prepare, step
+from kdjax import checkpoints, layout, models, prepare, step
 from kdjax.errors import Refused
 from kdjax.options import plain
 from kdjax.recipes import Recipe
@@ -21,12 +21,13 @@ FILE = "model.json"
 """In a stage's directory: what prediction needs beside the variables."""
 
 
-def describe(recipe: Recipe, dataset: Dataset, calibration: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def describe(recipe: Recipe, dataset: Dataset, temperature: float) -> dict[str, Any]:
     """What prediction needs beside the variables, as JSON: network, constants of `prepare`, label names, the shape of
-    one example, and the temperature fitted on the calibration split's (logits, labels)."""
+    one example, and the temperature fitted on the calibration split."""
     leaves = checkpoints.named({"inputs": example(dataset.train)})
     return {
         "model": recipe.model,
+        "model_version": models.version(recipe.model),
         "model_options": plain(recipe.model_options),
         "precision": recipe.precision,
         "num_classes": dataset.num_classes,
@@ -34,7 +35,7 @@ def describe(recipe: Recipe, dataset: Dataset, calibration: tuple[np.ndarray, np
         "kind": dataset.kind,
         "prepare": dataset.prepare.describe(),
         "inputs": {name: [str(leaf.dtype), list(leaf.shape[1:])] for name, leaf in leaves.items()},
-        "temperature": float(posthoc.POSTHOC["temperature"].fit(*calibration)["T"]),
+        "temperature": temperature,
     }
 
 
@@ -45,7 +46,8 @@ def load(directory: str | Path) -> Predictor:
         probabilities = predictor.predict(images)
 
     Raises:
-      Refused: not a finished stage's directory, or files that no longer verify.
+      Refused: not a finished stage's directory, or files that no longer verify; a network from outside the package that
+        is not registered, or whose code is another.
     """
     directory = Path(directory)
     if not (directory / FILE).is_file():
@@ -55,6 +57,11 @@ def load(directory: str | Path) -> Predictor:
     if problems := checkpoints.verify_manifest(directory):
         raise Refused(f"{directory} is not finished or not intact ({problems[0]}); run the stage again.")
     described = json.loads((directory / FILE).read_text())
+    if described.get("model_version", "") != models.version(described["model"]):
+        raise Refused(
+            f"{directory} was trained with other code of the model {described['model']!r}; import the module that "
+            "registered it then."
+        )
     model = models.build(
         described["model"],
         num_classes=described["num_classes"],

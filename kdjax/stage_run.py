@@ -209,7 +209,7 @@ class StageRun:
         scores = results.measure(self.stage, self.workdir, pairs)
         result = {"epoch": epoch, "metrics": scores, "metrics_source": results.metrics_source_hash()}
         checkpoints.write_json(self.directory / "result.json", result)
-        described = predictor.describe(self.stage.recipe, self.task.dataset, pairs["calibration"])
+        described = predictor.describe(self.stage.recipe, self.task.dataset, scores["test"]["temperature"])
         checkpoints.write_json(self.directory / predictor.FILE, described)
         environment = {**provenance.environment(time.monotonic() - began), "sessions": self.sessions}
         checkpoints.write_json(self.directory / "environment.json", environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -104,7 +106,7 @@ def test_a_region_that_does_not_exist_teaches_nothing(regions):
     np.testing.assert_allclose(logs[0]["accuracy"], logs[1]["accuracy"], rtol=1e-6)
 
 
-def test_as_stages_with_files(tmp_path, tokens, regions):
+def test_as_stages_with_files(tmp_path, monkeypatch, tokens, regions):
     """The same through directories; the student of the regions is loaded without its data."""
     from kdjax import predictor
 
@@ -121,6 +123,10 @@ def test_as_stages_with_files(tmp_path, tokens, regions):
     np.testing.assert_allclose(loaded.logits(test.inputs)[test.label >= 0], logits, rtol=1e-5, atol=1e-6)
     with pytest.raises(Refused, match="was trained on inputs float32"):
         loaded.predict({"regions": test.inputs["regions"][:, :, :2].astype(np.int32)})
+    changed = dataclasses.replace(models.MODELS["toy_regions_net"], version="2")
+    monkeypatch.setitem(models.MODELS, "toy_regions_net", changed)
+    with pytest.raises(Refused, match="was trained with other code of the model 'toy_regions_net'"):
+        predictor.load(student.directory(tmp_path))
 
 
 def test_the_code_is_in_the_id(monkeypatch, tokens):
