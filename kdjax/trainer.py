@@ -12,9 +12,10 @@ import optax
 
 from kdjax import data, layout, step
 from kdjax.data import order
-from kdjax.errors import Refused
+from kdjax.errors import Refused, one_of
 from kdjax.feeds import Feed
 from kdjax.recipes import Recipe
+from kdjax.settings import FEEDS
 from kdjax.step import State
 from kdjax.tasks import Task, abstract, example, init_program, task
 from kdjax.types import Batch, Dataset, PyTree, Split
@@ -92,6 +93,7 @@ class Trainer:
             mesh=self.mesh,
         )
         self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
+        one_of("feed", feed, FEEDS)
         self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
         self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
         self._stream: tuple[int, Iterator[Batch]] | None = None

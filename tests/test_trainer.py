@@ -70,3 +70,8 @@ def test_refusals(changes, folds, sentence):
 def test_a_distilling_recipe_is_refused():
     with pytest.raises(Refused, match="set distill=None"):
         cross_fitted(tiny.student(""), dataset(), 3)
+
+
+def test_a_feed_that_does_not_exist_is_refused():
+    with pytest.raises(Refused, match="feed is 'stream', which does not exist; did you mean streamed"):
+        Trainer(task(RECIPE, dataset()), devices=1, feed="stream")
