@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from kdjax.types import Batch, PyTree
 
+FEEDS = ("auto", "resident", "streamed")
+"""What a user may ask for: the split on the device, batches read when they are needed, or what fits."""
+
 
 class Resident(NamedTuple):
     """A split that lives on the device; a batch is gathered from it inside the step.

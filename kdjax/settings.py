@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from kdjax.errors import one_of, within
+from kdjax.feeds import FEEDS
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
-
-FEEDS = ("auto", "resident", "streamed")
 
 
 class Interrupted(RuntimeError):

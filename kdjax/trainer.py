@@ -13,9 +13,8 @@ import optax
 from kdjax import data, layout, step
 from kdjax.data import order
 from kdjax.errors import Refused, one_of
-from kdjax.feeds import Feed
+from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
-from kdjax.settings import FEEDS
 from kdjax.step import State
 from kdjax.tasks import Task, abstract, example, init_program, task
 from kdjax.types import Batch, Dataset, PyTree, Split

@@ -24,10 +24,11 @@ from kdjax.data.lazy import Lazy, in_memory, is_lazy, one_example, take
 from kdjax.data.normalization import Normalization
 from kdjax.data.order import epoch_order, eval_batches
 from kdjax.data.prepared import prepare
-from kdjax.data.source import FEEDS, Source, select_classes
+from kdjax.data.source import Source, select_classes
 from kdjax.data.splits import ClassWeight, assemble, existing_index, existing_rows, overlap, verify_splits
 from kdjax.data.streaming import prediction_batches, streamed
 from kdjax.errors import Refused, nearest, one_of
+from kdjax.feeds import FEEDS
 from kdjax.source_code import source_version
 from kdjax.types import Dataset
 

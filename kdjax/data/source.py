@@ -10,9 +10,9 @@ import numpy as np
 
 from kdjax.data.lazy import Lazy, take
 from kdjax.errors import Refused, nearest, one_of
+from kdjax.feeds import FEEDS
 from kdjax.types import Prepare, PyTree, Split
 
-FEEDS = ("auto", "resident", "streamed")
 STREAM_ABOVE = 1 << 30
 """Bytes of decoded images above which `feed="auto"` leaves them on disk."""
 
