@@ -3,9 +3,10 @@
 `config.recipe` is what is computed (hashed into the stages' ids), `config.run` is how, `config.seeds` the replicates.
 
 The string after the colon of `--config=configs/FAMILY.py:...` is a comma-separated list of names: a preset of the
-family (`cpu`), the teacher's network, the teacher's calibrator, the student's network, the student's calibrator (its
-hard-label term), a distillation method, a post-hoc calibrator of the teacher. Any of them may be left out; a student
-without a network of its own has the teacher's. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an MDCA teacher.
+family (`cpu`), a data set (`banking77`), the teacher's network, the teacher's calibrator, the student's network, the
+student's calibrator (its hard-label term), a distillation method, a post-hoc calibrator of the teacher. Any of them may
+be left out; a student without a network of its own has the teacher's. So `wrn_40_2,mdca,wrn_40_1,kd` is KD(C) with an
+MDCA teacher.
 
 A method's name stands for the same options wherever it is written, in either role or in a flag such as
 `--config.recipe.teacher.method=focal`: the library's defaults (docs/methods.md), except for `OPTIONS` below. Likewise a
@@ -23,7 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax import models, objectives, posthoc
+from kdjax import data, models, objectives, posthoc
 from kdjax.errors import Refused, nearest
 from kdjax.recipes import Data, Distill, Recipe
 from kdjax.settings import Settings
@@ -40,8 +41,10 @@ DATA: Mapping[str, Mapping[str, Any]] = {
 }
 """What a data set's name stands for, beside the library's defaults (which mean all of its examples)."""
 
+DATA_NAME = "recipe.data.name"
 
-def base(data: str) -> ConfigDict:
+
+def base(data_set: str) -> ConfigDict:
     """Every field with the library's defaults on that data set, unlocked, for a family to fill in."""
     config = ConfigDict(
         {
@@ -62,7 +65,7 @@ def base(data: str) -> ConfigDict:
             "size": "",
         }
     )
-    choose_data(config, data)
+    choose_data(config, data_set)
     choose(config.recipe.student.distill, "kd")
     return config
 
@@ -108,9 +111,12 @@ def finish(config: ConfigDict, arg: str, presets: Mapping[str, Mapping[str, Any]
       Refused: an unknown name, with the nearest known ones; or names in another order than the module says.
     """
     named = roles(arg, presets)
+    for name in (name for name, field in named if field == DATA_NAME):
+        if name != config.recipe.data.name:
+            choose_data(config, name)
     for name in (name for name, field in named if not field):
         config.update_from_flattened_dict(dict(presets[name]))
-    for name, field in ((name, field) for name, field in named if field):
+    for name, field in ((name, field) for name, field in named if field not in ("", DATA_NAME)):
         path, _, leaf = field.rpartition(".")
         part = config[path]
         if leaf == "method":
@@ -126,7 +132,7 @@ def roles(arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> list[tuple
     """Every name of a config string with the dotted field that it sets, "" for a preset.
 
     Raises:
-      Refused: an unknown name; three networks; a distillation method before the student's network.
+      Refused: an unknown name; three networks or two data sets; a distillation method before the student's network.
     """
     named: list[tuple[str, str]] = []
     words = [word.strip() for word in arg.split(",") if word.strip()]
@@ -134,6 +140,10 @@ def roles(arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> list[tuple
         fields = [field for _, field in named]
         if name in presets:
             field = ""
+        elif name in data.SOURCES:
+            field = DATA_NAME
+            if field in fields:
+                raise Refused(f"two data sets in {arg!r}; expected at most one.")
         elif _is_model(name):
             if "recipe.student.model" in fields:
                 raise Refused(f"three networks in {arg!r}; expected at most a teacher's and a student's.")
@@ -145,7 +155,7 @@ def roles(arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> list[tuple
         elif name in posthoc.POSTHOC:
             field = "recipe.student.distill.posthoc"
         else:
-            known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS]
+            known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS, *data.SOURCES]
             raise Refused(f"{name!r} in the config string {arg!r} is no known name; {nearest(name, known)}")
         early = [other for other, taken in named if taken.startswith("recipe.student.distill")]
         if field.endswith(".model") and early:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from configs import base, cifar10, cifar100, digits
+from configs import base, cifar10, cifar100, digits, text
 from experiments import command, common, usage
 from kdjax import stages
 from kdjax.errors import Refused
@@ -16,7 +16,7 @@ from kdjax.recipes import Recipe, from_dict
 from kdjax.settings import Settings
 from tests import tiny
 
-FAMILIES = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
+FAMILIES = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "text": text}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,6 +54,22 @@ def test_the_string_names_teacher_calibrator_student_and_distiller():
     assert (swapped.recipe.teacher.model, swapped.recipe.teacher.epochs) == ("wrn_16_1", 5)
     # The family's options of another method do not leak into the chosen one.
     assert "beta" not in swapped.recipe.teacher.options
+
+
+def test_the_string_names_a_data_set_of_texts():
+    config = text.get_config("banking77,bert_base,dus,bert_4l_256,cud")
+    teacher, student = common.recipe(config, "teacher", 0), common.recipe(config, "student", 0)
+    assert (teacher.data.name, teacher.model, teacher.method) == ("banking77", "bert_base", "dus")
+    assert (student.model, student.distill.method, student.distill.weights) == ("bert_4l_256", "cud", (0.2, 0.8))
+    for recipe, rate in ((teacher, 5e-5), (student, 3e-4)):
+        o = recipe.optimizer
+        assert (o.name, o.lr, o.weight_decay, o.decay_mask) == ("adamw", rate, 0.01, "kernels")
+        assert (o.schedule, o.warmup_epochs, o.clip_norm, recipe.epochs) == ("linear", 2.0, 1.0, 20)
+    small = common.recipe(text.get_config("newsgroups20,cpu"), "student", 0)
+    assert (small.model, dict(small.data.options)) == ("bert_1l_64", {"max_length": 128})
+    assert dict(small.model_options) == {"vocab_size": 8000, "max_position_embeddings": 128}
+    with pytest.raises(Refused, match="two data sets"):
+        text.get_config("trec,hwu64")
 
 
 def read(*words):
