@@ -5,7 +5,8 @@
 
 Modules named by --import are imported first, so that what they register can be named everywhere. Then the configuration
 is made of its names. Then methods and the data set chosen by a flag bring their own options and sizes, exactly as if
-they had been named in the string. Then every other field that was typed is set.
+they had been named in the string. Then every other field that was typed is set. At last a folder of weights that a
+recipe begins with brings its network and its tokenizer.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import choose, choose_data, roles
 from experiments import loading
+from kdjax import starts
+from kdjax.data.text import READERS
 from kdjax.errors import Refused, nearest
 from kdjax.launch import PATIENCE
+from kdjax.recipes import Recipe
 from kdjax.settings import Settings
 
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
@@ -130,6 +134,8 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         raise Refused("--probe times steps for a plan; type --plan --probe.")
     final = holder.value
     final.run.workdir = values["workdir"].value or final.run.workdir
+    with final.unlocked():
+        _folders({**named, **typed}, final)
     return Command(
         config=final,
         plan=bool(values["plan"].value),
@@ -210,6 +216,20 @@ def _free_options(argv: Sequence[str], config: ConfigDict) -> None:
             except (ValueError, SyntaxError):
                 value = text
             config[match[1]][match[2]] = value
+
+
+def _folders(given: Mapping[str, str], config: ConfigDict) -> None:
+    """A folder of weights brings its network and its tokenizer, where the command names no other."""
+    for role in ("teacher", "student"):
+        part, data = config.recipe[role], config.recipe.data
+        if not starts.is_folder(part.init):
+            continue
+        if f"recipe.{role}.model" not in given:
+            part.model = Recipe.model
+            typed = [name for name in part.model_options if f"recipe.{role}.model_options.{name}" in given]
+            part.model_options = ConfigDict({name: part.model_options[name] for name in typed})
+        if data.name in READERS and not data.options.get("tokenizer"):
+            data.options.tokenizer = part.init
 
 
 def _known(field: str, config: ConfigDict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
@@ -83,18 +84,18 @@ def kind_of_step(stage: Stage) -> Hashable:
 def probe(planned: Sequence[stages.Planned], run: Settings) -> dict[str, float]:
     """Stage id -> seconds of a step here, timed over a few steps of every kind after one that compiles.
 
-    A teacher that is not trained yet has random weights; its cost is the same.
+    Every network has random weights, pretrained or not; its cost is the same. A stage without steps costs none.
     """
     timed: dict[Hashable, float] = {}
-    for row in planned:
+    for row in (row for row in planned if row.steps):
         kind = kind_of_step(row.stage)
         if kind not in timed:
             timed[kind] = _seconds(row.stage, run)
-    return {row.stage.id: timed[kind_of_step(row.stage)] for row in planned}
+    return {row.stage.id: timed.get(kind_of_step(row.stage), 0.0) for row in planned}
 
 
 def _seconds(stage: Stage, run: Settings) -> float:
-    recipe, teacher = stage.recipe, None
+    recipe, teacher = dataclasses.replace(stage.recipe, init="", init_layers=(), init_head="auto"), None
     dataset = stages.dataset(recipe.data)
     if stage.teacher is not None:
         model = parts(stage.teacher.recipe, stages.dataset(stage.teacher.recipe.data)).model

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kdjax import limits, models, objectives, transforms
+from kdjax import limits, models, objectives, starts, transforms
 from kdjax.data.checks import check_tokens
 from kdjax.errors import Refused
 from kdjax.prepare import Tokens
@@ -37,8 +37,9 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     """The pure functions of a recipe on that data set; the same objects for recipes that differ only in the seed.
 
     Raises:
-      Refused: a batch larger than the training split; more steps than are counted; a transform for another kind of
-        input; token ids outside the network's vocabulary.
+      Refused: a batch larger than the training split; more steps than are counted; a transform, or a method that brings
+        one, for another kind of input; token ids outside the network's vocabulary; a folder to begin with that
+        `starts.check` refuses.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
@@ -47,6 +48,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
             f"{dataset.name!r}; set it to at most {len(dataset.train.label)}."
         )
     limits.refuse_steps(recipe.epochs, steps)
+    starts.check(recipe, dataset)
     _check_vocabulary(recipe, dataset)
     same = dataclasses.replace(recipe, seed=0)
     return _parts(same, dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
@@ -72,11 +74,11 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
 @functools.lru_cache(maxsize=4096)
 def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     objective = objectives.build(recipe.method, **recipe.options)
-    brought = [_brought(recipe.method, recipe.options, num_classes)]
+    brought = [_brought(recipe.method, recipe.options, num_classes, kind)]
     if recipe.distill is not None:
         soft = objectives.build(recipe.distill.method, **recipe.distill.options)
         objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
-        brought.append(_brought(recipe.distill.method, recipe.distill.options, num_classes))
+        brought.append(_brought(recipe.distill.method, recipe.distill.options, num_classes, kind))
     transform = transforms.chain(
         transforms.build(recipe.transform, num_classes=num_classes, kind=kind), *[t for t in brought if t is not None]
     )
@@ -91,7 +93,12 @@ def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     return Parts(model, objective, optimizer, schedule, transform, None)  # type: ignore[arg-type]  # set by parts
 
 
-def _brought(name: str, options: Mapping[str, Any], num_classes: int) -> Transform | None:
+def _brought(name: str, options: Mapping[str, Any], num_classes: int, kind: str) -> Transform | None:
     """The transform that a method brings along, such as mixup's."""
-    make = objectives.METHODS[name].transform
+    make, version = objectives.METHODS[name].transform, objectives.METHODS[name].version
+    if make is not None and kind == "text" and not version:
+        raise Refused(
+            f"method {name!r} changes its inputs as pixels can be changed (mixup, or two views), and this data set "
+            "holds text; choose another method."
+        )
     return None if make is None else make(num_classes=num_classes, **options)

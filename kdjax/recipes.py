@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import optax
 
-from kdjax import models, objectives, optim, posthoc, transforms
+from kdjax import models, objectives, optim, posthoc, recipe_text, starts, transforms
 from kdjax.errors import Refused, nearest, one_of, positive, within
-from kdjax.options import Options, as_kind, frozen, integer, plain
+from kdjax.options import Options, as_kind, integer
 
 NONE = Options()
 
@@ -99,15 +99,10 @@ class Optimizer:
         positive("optimizer.lr", self.lr)
 
     def build(self, epochs: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """(the optax transformation, step -> learning rate)."""
-        shape: dict[str, Any] = {
-            "schedule": self.schedule,
-            "lr": self.lr,
-            "milestones": tuple(round(m * steps_per_epoch) for m in self.milestones),
-            "gamma": self.gamma,
-            "warmup_steps": round(self.warmup_epochs * steps_per_epoch),
-            "total_steps": epochs * steps_per_epoch,
-        }
+        """(the optax transformation, step -> learning rate); a run without steps has a constant rate."""
+        shape: dict[str, Any] = {"schedule": "constant", "lr": self.lr, "total_steps": 1}
+        if epochs:
+            shape = self._shape(epochs, steps_per_epoch)
         transformation = optim.build(
             name=self.name,
             momentum=self.momentum,
@@ -119,6 +114,16 @@ class Optimizer:
             **shape,
         )
         return transformation, optim.schedule(**shape)
+
+    def _shape(self, epochs: int, steps_per_epoch: int) -> dict[str, Any]:
+        return {
+            "schedule": self.schedule,
+            "lr": self.lr,
+            "milestones": tuple(round(m * steps_per_epoch) for m in self.milestones),
+            "gamma": self.gamma,
+            "warmup_steps": round(self.warmup_epochs * steps_per_epoch),
+            "total_steps": epochs * steps_per_epoch,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +174,12 @@ class Recipe:
       norm_group: BatchNorm statistics are taken over groups of so many examples; 0 is the whole batch.
       precision: compute dtype of the network; parameters, statistics and losses are float32 always.
       select: "best" keeps the epoch of the best calibration-split top-1 (the first of ties), "last" the last.
+      epochs: 0 takes a pretrained classifier as it is.
+      init: a Hugging Face folder whose weights training begins with, and whose network is the recipe's where `model` is
+        left out; "teacher" for those of the stage's teacher; "" from scratch (`kdjax.starts`).
+      init_layers: of these layers alone, counted from 0, in the student's order, with a new head; () takes all.
+      init_head: "auto" keeps the folder's head where its classes have the data's names and draws a new one else, "keep"
+        insists on it, "new" draws one.
 
     Raises:
       Refused: in one sentence, when made, whatever is wrong with it.
@@ -188,15 +199,21 @@ class Recipe:
     precision: str = "float32"
     seed: int = 0
     select: str = "best"
+    init: str = ""
+    init_layers: tuple[int, ...] = ()
+    init_head: str = "auto"
 
     def __post_init__(self) -> None:
         _typed(self, "")
         if self.distill is not None and not isinstance(self.distill, Distill):
             raise Refused(f"distill is {self.distill!r}; expected None or Distill(method=...), such as Distill('kd').")
-        integer(1)("epochs", self.epochs)
+        integer(0 if starts.begins_trained(self) else 1)("epochs", self.epochs)
         integer(1)("batch_size", self.batch_size)
         integer(0)("norm_group", self.norm_group)
         integer(0, 2**32 - 1)("seed", self.seed)
+        model, options = starts.completed(self, default=Recipe.model)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "model_options", options)
         models.build(self.model, num_classes=2, norm_group=self.norm_group, **self.model_options)
         if self.norm_group and self.batch_size % self.norm_group:
             raise Refused(
@@ -207,24 +224,27 @@ class Recipe:
         one_of("precision", self.precision, ("float32", "bfloat16"))
         one_of("select", self.select, ("best", "last"))
         transforms.build(self.transform)
+        if self.epochs:
+            self._check_times()
+        self.optimizer.build(self.epochs, 1000)
+        for name, value in recipe_text.numbers(dataclasses.asdict(self)):
+            if not math.isfinite(value):
+                raise Refused(f"{name} is {value}; expected a finite number.")
+
+    def _check_times(self) -> None:
         within("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0, self.epochs, open_high=True)
         for milestone in self.optimizer.milestones:
             within("optimizer.milestones", milestone, 0, self.epochs, open_low=True, open_high=True)
         times = self.optimizer.milestones, self.optimizer.warmup_epochs, self.epochs
         optim.check_times(self.optimizer.schedule, *times, unit="epochs")
-        self.optimizer.build(self.epochs, 1000)
-        for name, value in _numbers(dataclasses.asdict(self)):
-            if not math.isfinite(value):
-                raise Refused(f"{name} is {value}; expected a finite number.")
 
     def resolved(self) -> dict[str, Any]:
         """Every field and every option as plain JSON values: what a stage's recipe.json holds.
 
-        The paths of data and of a tokenizer are left out: what they hold is in the data set's fingerprint.
+        The paths of data and of a tokenizer are left out: what they hold is in the data set's fingerprint. Of a folder
+        in `init` the hash stays.
         """
-        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        _forget_places(fields["data"])
-        return fields
+        return recipe_text.forget_places(recipe_text.plain(self))
 
     def canonical(self) -> str:
         """The text that goes into the id: JSON, keys sorted, of what differs from its default.
@@ -232,67 +252,10 @@ class Recipe:
         So a field or an option that is added later, or named at its default, changes no id. Code from outside the
         package counts by its version (`kdjax.register`).
         """
-        fields = _given(self)
-        _forget_places(fields.get("data", {}))
-        if code := {name: version for name, version in _versions(self) if version}:
+        fields = recipe_text.forget_places(recipe_text.given(self))
+        if code := {name: version for name, version in recipe_text.versions(self) if version}:
             fields["code"] = code
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _forget_places(fields: dict[str, Any]) -> None:
-    """Removes from a plain `data` section where files lie; a section of options that held nothing else goes too."""
-    fields.pop("path", None)
-    options = fields.get("options", {})
-    if options.pop("tokenizer", None) is not None and not options:
-        del fields["options"]
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return plain(value)
-
-
-def _given(recipe: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their default, and of options those that differ from the method's."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if field.name == "options" and hasattr(recipe, "method"):
-            usual = objectives.options(recipe.method)
-            value = Options({name: v for name, v in value.items() if name not in usual or v != frozen(usual[name])})
-        if dataclasses.is_dataclass(value):
-            inner = _given(value)
-            if inner or field.default is None:
-                given[field.name] = inner
-        elif value != field.default:
-            given[field.name] = plain(value)
-    return given
-
-
-def _versions(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(name, version) of every registered piece of the recipe; "" for those of the package itself."""
-    yield f"method {recipe.method}", objectives.METHODS[recipe.method].version
-    yield f"model {recipe.model}", models.version(recipe.model)
-    for name in transforms.names(recipe.transform):
-        yield f"transform {name}", transforms.version(name)
-    if recipe.distill is not None:
-        yield f"method {recipe.distill.method}", objectives.METHODS[recipe.distill.method].version
-        if recipe.distill.posthoc:
-            calibrator = posthoc.POSTHOC[recipe.distill.posthoc]
-            yield f"posthoc {recipe.distill.posthoc}", "" if calibrator.form else calibrator.version
-
-
-def _numbers(value: Any, name: str = "recipe") -> Iterator[tuple[str, float]]:
-    """(dotted name, number) of every float in nested mappings and sequences."""
-    if isinstance(value, float):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(inner, f"{name}.{key}")
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _numbers(inner, name)
 
 
 _NESTED: dict[str, type] = {"data": Data, "optimizer": Optimizer, "distill": Distill}

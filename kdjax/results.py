@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax import checkpoints, metrics, posthoc, provenance, teachers
+from kdjax import checkpoints, metrics, posthoc, provenance, starts, teachers
 from kdjax.checkpoints import Damaged
 from kdjax.errors import Refused
-from kdjax.layout import mesh
+from kdjax.layout import mesh, to_host
 from kdjax.parts import Parts, parts
 from kdjax.stages import Stage, abstract_variables, dataset
+from kdjax.tasks import Start
 from kdjax.types import PyTree
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -140,6 +141,20 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
 def checkpoints_of(stage: Stage, workdir: Path, part: str, keep: int) -> checkpoints.Checkpoints:
     """The stage's checkpoints in its subdirectory `part`, which nobody else's are taken for."""
     return checkpoints.Checkpoints(stage.directory(workdir) / part, keep=keep, owner={**stage.owner, "part": part})
+
+
+def start_of(stage: Stage, workdir: Path) -> Start | None:
+    """Reads the parameters that a stage takes over from its finished teacher; None where it takes none."""
+    teacher = stage.teacher
+    if teacher is None or stage.recipe.init != starts.TEACHER:
+        return None
+
+    def start() -> PyTree:
+        _, variables = selected(teacher, workdir)
+        classes = dataset(stage.recipe.data).num_classes
+        return starts.of_teacher(stage.recipe, teacher.recipe, to_host(variables), classes)
+
+    return start
 
 
 def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:

@@ -45,7 +45,8 @@ class StageRun:
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
         teacher = results.teacher_of(stage, self.workdir)
-        self.task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher)
+        start = results.start_of(stage, self.workdir)
+        self.task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher, start=start)
         self.trainer = Trainer(
             self.task,
             devices=settings.devices,
@@ -72,6 +73,8 @@ class StageRun:
         began = time.monotonic()
         self.reporter.stage(self.stage.name, position, total, self.stage.recipe.epochs)
         state = self._resume()
+        if not self.task.epochs:
+            self.best.save(0, to_host(state.variables))
         # Several processes agree on a stop only where all of them ask, at the end of a window.
         alone = jax.process_count() == 1
         with self.asked.later():
@@ -129,6 +132,8 @@ class StageRun:
 
     def _selected(self) -> int | None:
         """The step whose variables are the stage's outcome so far; the last epoch's are known only at the end."""
+        if not self.stage.recipe.epochs:
+            return 0
         if self.stage.recipe.select == "best":
             return max(self.lines, key=lambda line: line["calibration"]["top1"])["step"] if self.lines else None
         return self.lines[-1]["step"] if len(self.lines) == self.stage.recipe.epochs else None

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, files, layout, limits, step, tasks, teachers
+from kdjax import checkpoints, data, files, layout, limits, starts, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
@@ -90,7 +90,8 @@ def check(stage: Stage) -> Stage:
 
     Raises:
       Refused: no teacher where one is needed or the reverse; teacher and student that differ in classes; a teacher that
-        saw examples on which the student's calibration is fitted or judged.
+        saw examples on which the student's calibration is fitted or judged; a folder to begin with that does not fit,
+        or layers of the teacher that do not.
     """
     recipe = stage.recipe
     if (recipe.distill is None) != (stage.teacher is None):
@@ -99,6 +100,10 @@ def check(stage: Stage) -> Stage:
             if stage.teacher is None
             else f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
         )
+    if recipe.init == starts.TEACHER:
+        if stage.teacher is None:
+            raise Refused(f"stage {stage.name!r} begins with init='teacher' and has none; give it one, or a folder.")
+        starts.check_teacher(recipe, stage.teacher.recipe)
     parts(recipe, dataset(recipe.data))
     if stage.teacher is None:
         return stage
@@ -139,7 +144,7 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
         transform=made.parts.transform,
         prepare=made.parts.prepare,
         teacher=None if teacher is None else teacher.apply,
-        epochs=made.epochs,
+        epochs=max(made.epochs, 1),
         steps_per_epoch=made.steps_per_epoch,
         mesh=mesh,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +11,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import data, layout, step, teachers
+from kdjax import data, layout, starts, step, teachers
 from kdjax.errors import Refused
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Recipe
 from kdjax.step import State
 from kdjax.types import Batch, Dataset, Model, PyTree, Split
 
+Start = Callable[[], PyTree]
+"""Reads the parameters that a run begins with."""
+
 
 class Task(NamedTuple):
-    """A run as pure functions and arrays: everything that a training loop needs."""
+    """A run as pure functions and arrays: everything that a training loop needs; `start` is None from scratch."""
 
     parts: Parts
     dataset: Dataset
@@ -26,6 +31,7 @@ class Task(NamedTuple):
     epochs: int
     batch_size: int
     seed: int
+    start: Start | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -38,8 +44,8 @@ class Task(NamedTuple):
 
     @property
     def spec(self) -> tuple[int, int, int]:
-        """(num_examples, num_classes, epochs)."""
-        return len(self.dataset.train.label), self.dataset.num_classes, self.epochs
+        """(num_examples, num_classes, epochs); a network that is taken as it is counts as one epoch."""
+        return len(self.dataset.train.label), self.dataset.num_classes, max(self.epochs, 1)
 
 
 def task(
@@ -49,12 +55,14 @@ def task(
     *,
     model: Model | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    start: Start | None = None,
 ) -> Task:
     """The task of a recipe on a data set, taught by `teacher` if the recipe distills.
 
     Args:
       model: a network of your own instead of the recipe's (`kdjax.models.linen`, `kdjax.models.nnx`).
       optimizer: an optax optimizer of your own, learning rate and schedule included, instead of the recipe's.
+      start: reads the parameters at step 0, where the recipe does not (`init` of a folder) and they are not drawn.
 
     Raises:
       Refused: a recipe that distills without a teacher, or the reverse; arguments of another kind; whatever
@@ -106,11 +114,13 @@ def task(
         pieces = pieces._replace(model=model)
     if optimizer is not None:
         pieces = pieces._replace(optimizer=optimizer, schedule=None)
-    return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed)
+    if start is None and recipe.init:
+        start = functools.partial(starts.params, recipe, dataset)
+    return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start)
 
 
 def init_program(task: Task, mesh: Mesh) -> step.Program:
-    """(seed, one raw example, teacher variables) -> the state at step 0."""
+    """(seed, one raw example, teacher variables, parameters or None) -> the state at step 0."""
     p = task.parts
     return step.init_step(
         model=p.model,
@@ -141,6 +151,7 @@ def example_batch(split: Split) -> Batch:
 def abstract(task: Task, mesh: Mesh) -> State:
     """The state of a task on a mesh as shapes, dtypes and shardings; nothing is compiled."""
     variables = () if task.teacher is None else task.teacher.variables
-    shapes = jax.eval_shape(init_program(task, mesh).jitted, np.uint32(0), example(task.dataset.train), variables)
+    raw = example(task.dataset.train)
+    shapes = jax.eval_shape(init_program(task, mesh).jitted, np.uint32(0), raw, variables, None)
     everywhere = layout.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

@@ -87,7 +87,7 @@ class Trainer:
             transform=p.transform,
             prepare=p.prepare,
             teacher=None if task.teacher is None else task.teacher.apply,
-            epochs=task.epochs,
+            epochs=max(task.epochs, 1),
             steps_per_epoch=task.steps_per_epoch,
             mesh=self.mesh,
         )
@@ -102,8 +102,10 @@ class Trainer:
 
     def init(self) -> State:
         """The state at step 0."""
-        return init_program(self.task, self.mesh)(
-            np.uint32(self.task.seed), example(self.task.dataset.train), self.teacher_variables
+        task = self.task
+        given = None if task.start is None else layout.place(task.start(), layout.replicated(self.mesh))
+        return init_program(task, self.mesh)(
+            np.uint32(task.seed), example(task.dataset.train), self.teacher_variables, given
         )
 
     def abstract(self) -> State:

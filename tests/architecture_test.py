@@ -38,6 +38,8 @@ FLOORS = {
     "checkpoints": 4,
     "provenance": 4,
     "recipes": 4,
+    "recipe_text": 4,
+    "starts": 4,
     "parts": 4,
     "tasks": 4,
     "trainer": 4,

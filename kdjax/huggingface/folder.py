@@ -175,8 +175,22 @@ def check_label_names(folder_names: Sequence[str], data_names: Sequence[str], wh
     order = "in another order" if sorted(folder_names) == sorted(data_names) else "other names"
     raise Refused(
         f"{where} names its classes {order} than the data: class {i} is {folder_names[i]!r} there and "
-        f"{data_names[i]!r} here; expected one order: renumber the labels, or begin with a new head (new_head=True)."
+        f"{data_names[i]!r} here; expected one order: renumber the labels, or begin with a new head "
+        "(new_head=True, in a recipe init_head='new')."
     )
+
+
+def classifier_rows(folder: Path) -> int | None:
+    """How many classes the classifier in the weights has; None where there is none. Reads names and shapes alone.
+
+    Raises:
+      Refused: what `config.read_config`, `weights.Weights` and `names.canonical` refuse.
+    """
+    family = configs.read_config(folder).architecture.family
+    weights = Weights(folder)
+    names = canonical(weights, family, str(folder / weights.file))
+    shape = weights.shapes.get(names.get(f"{HEAD[family]}.weight", ""), ())
+    return shape[0] if shape else None
 
 
 def _classes(

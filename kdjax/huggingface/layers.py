@@ -14,6 +14,26 @@ from kdjax.huggingface.names import tensors
 from kdjax.models.transformer_names import Architecture
 
 
+def architecture_of(net: Architecture, layers: Sequence[int], family: str) -> Architecture:
+    """The network of a student that begins with these layers of a teacher's.
+
+    Raises:
+      Refused: a teacher that is no BERT; a layer that it does not have, none, or one twice.
+    """
+    if net.family != "bert" or family not in ("bert", "distilbert"):
+        raise Refused(f"from_layers makes a {family!r} of a {net.family!r}; expected a bert or distilbert of a bert.")
+    depth = net.num_hidden_layers
+    if not layers or len(set(layers)) < len(layers) or any(type(i) is not int or not 0 <= i < depth for i in layers):
+        raise Refused(
+            f"layers is {list(layers)}; expected different numbers from 0 to {depth - 1}, such as [0, {depth - 1}]."
+        )
+    fields = {**net.__dict__, "num_hidden_layers": len(layers)}
+    if family == "distilbert":
+        defaults = {"type_vocab_size": 0, "classifier_dropout": 0.2, "layer_norm_eps": DISTILBERT_EPSILON}
+        fields |= {"family": "distilbert", **defaults}
+    return Architecture(**fields)
+
+
 def from_layers(
     teacher: Pretrained,
     layers: Sequence[int],
@@ -42,19 +62,7 @@ def from_layers(
 
     Source: Sanh et al., DistilBERT, arXiv 1910.01108, and its script extract_distilbert.py.
     """
-    net = teacher.architecture
-    if net.family != "bert" or family not in ("bert", "distilbert"):
-        raise Refused(f"from_layers makes a {family!r} of a {net.family!r}; expected a bert or distilbert of a bert.")
-    depth = net.num_hidden_layers
-    if not layers or len(set(layers)) < len(layers) or any(type(i) is not int or not 0 <= i < depth for i in layers):
-        raise Refused(
-            f"layers is {list(layers)}; expected different numbers from 0 to {depth - 1}, such as [0, {depth - 1}]."
-        )
-    fields = {**net.__dict__, "num_hidden_layers": len(layers)}
-    if family == "distilbert":
-        defaults = {"type_vocab_size": 0, "classifier_dropout": 0.2, "layer_norm_eps": DISTILBERT_EPSILON}
-        fields |= {"family": "distilbert", **defaults}
-    architecture = Architecture(**fields)
+    architecture = architecture_of(teacher.architecture, layers, family)
     classes = num_classes or teacher.num_classes
     source = teacher.variables["params"]
     params: dict[str, Any] = {}
