@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from kdjax import checkpoints, layout, models, prepare, step
+from kdjax.data.text import encode
 from kdjax.errors import Refused
+from kdjax.huggingface import Tokenizer, Vocabulary
 from kdjax.options import plain
 from kdjax.recipes import Recipe
 from kdjax.tasks import example
@@ -19,6 +21,8 @@ from kdjax.types import Dataset, Model, Prepare, PyTree, Variables
 
 FILE = "model.json"
 """In a stage's directory: what prediction needs beside the variables."""
+TOKENIZER = "tokenizer"
+"""In the directory of a network for texts: the folder of its vocabulary, as Hugging Face's have it."""
 
 
 def describe(recipe: Recipe, dataset: Dataset, temperature: float) -> dict[str, Any]:
@@ -39,11 +43,17 @@ def describe(recipe: Recipe, dataset: Dataset, temperature: float) -> dict[str, 
     }
 
 
+def save_vocabulary(directory: Path, dataset: Dataset) -> None:
+    """Keeps what turned texts into token ids beside the network, so that it is used without its training data."""
+    if (vocabulary := getattr(dataset.prepare, "entries", None)) is not None:
+        vocabulary.save(directory / TOKENIZER)
+
+
 def load(directory: str | Path) -> Predictor:
     """The student, or teacher, of a stage's directory.
 
         predictor = kdjax.load("runs/0123456789ab")
-        probabilities = predictor.predict(images)
+        probabilities = predictor.predict(images)        # or texts, of a network for texts
 
     Raises:
       Refused: not a finished stage's directory, or files that no longer verify; a network from outside the package that
@@ -83,7 +93,18 @@ def load(directory: str | Path) -> Predictor:
     restored = checkpoints.Checkpoints(directory / "selected", keep=1).restore(like)
     if restored is None:
         raise Refused(f"{directory} holds no selected checkpoint; run the stage again.")
-    return Predictor(model, restored.tree, made, described, raw)
+    return Predictor(model, restored.tree, made, described, raw, _vocabulary(directory, made))
+
+
+def _vocabulary(directory: Path, made: Any) -> Vocabulary | None:
+    if not (directory / TOKENIZER).is_dir():
+        return None
+    vocabulary = Vocabulary.from_folder(directory / TOKENIZER)
+    if vocabulary is None or vocabulary.digest != made.vocabulary:
+        raise Refused(
+            f"{directory / TOKENIZER} is another vocabulary than the network was trained with; run the stage again."
+        )
+    return vocabulary
 
 
 class Predictor:
@@ -94,24 +115,39 @@ class Predictor:
       label_names: K names, or () where the data set had none.
       temperature: fitted on the calibration split; `predict` divides the logits by it.
       inputs: shapes and dtypes of one raw example, with a leading axis of 1.
+      vocabulary: what turns texts into inputs; None of a network for anything else.
     """
 
     def __init__(
-        self, model: Model, variables: Variables, prepare: Prepare, described: Mapping[str, Any], inputs: PyTree
+        self,
+        model: Model,
+        variables: Variables,
+        prepare: Prepare,
+        described: Mapping[str, Any],
+        inputs: PyTree,
+        vocabulary: Vocabulary | None = None,
     ):
         self.model, self.variables, self.prepare = model, variables, prepare
         self.described = dict(described)
         self.label_names = tuple(described["label_names"])
         self.temperature = float(described["temperature"])
         self.inputs = inputs
+        self.vocabulary = vocabulary
         self._program = step.predict_step(model=model, prepare=prepare, mesh=layout.mesh(1))
 
     def logits(self, inputs: PyTree, *, batch_size: int = 500) -> np.ndarray:
         """[N, K] (or [N, R, K]) float32, uncalibrated.
 
+        Args:
+          inputs: raw inputs as the training data held them, or a list of N texts.
+
         Raises:
-          Refused: inputs of another shape or type than the training data's.
+          Refused: inputs of another shape or type than the training data's; texts for a network without a vocabulary.
         """
+        if isinstance(inputs, str) or (
+            isinstance(inputs, Sequence) and inputs and all(isinstance(text, str) for text in inputs)
+        ):
+            inputs = self._encoded(inputs)
         inputs = jax.tree.map(np.asarray, inputs)
         self._check(inputs)
         n = len(jax.tree.leaves(inputs)[0])
@@ -130,6 +166,15 @@ class Predictor:
         logits = self.logits(inputs, batch_size=batch_size).astype(np.float64) / self.temperature
         exp = np.exp(logits - logits.max(-1, keepdims=True))
         return exp / exp.sum(-1, keepdims=True)
+
+    def _encoded(self, texts: str | Sequence[str]) -> PyTree:
+        if isinstance(texts, str):
+            raise Refused(f"predict got one text; expected a list of texts: type [{texts[:20]!r}].")
+        if self.vocabulary is None:
+            raise Refused(
+                "predict got texts, and this run keeps no vocabulary; expected inputs as its training data held them."
+            )
+        return encode(Tokenizer(self.vocabulary), texts, int(self.described["prepare"]["max_length"]))
 
     def _check(self, inputs: PyTree) -> None:
         wanted, there = jax.tree.flatten(self.inputs), jax.tree.flatten(inputs)

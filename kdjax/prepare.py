@@ -74,17 +74,19 @@ class Tokens:
       vocabulary: SHA-256 over the vocabulary and its normalization (`kdjax.huggingface.Vocabulary.digest`).
       size: number of entries; ids are below it.
       max_length: S, tokens of each text, padding included.
+      entries: the `kdjax.huggingface.Vocabulary` itself, where it is at hand: a run keeps it beside its network.
     """
 
     vocabulary: str
     size: int
     max_length: int
+    entries: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def __call__(self, inputs: PyTree) -> PyTree:
         return inputs
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "tokens", **dataclasses.asdict(self)}
+        return {"kind": "tokens", "vocabulary": self.vocabulary, "size": self.size, "max_length": self.max_length}
 
 
 Prepare = Normalize | Unchanged | Callable[[PyTree], PyTree]

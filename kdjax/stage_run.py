@@ -216,5 +216,6 @@ class StageRun:
         checkpoints.write_json(self.directory / "result.json", result)
         described = predictor.describe(self.stage.recipe, self.task.dataset, scores["test"]["temperature"])
         checkpoints.write_json(self.directory / predictor.FILE, described)
+        predictor.save_vocabulary(self.directory, self.task.dataset)
         environment = {**provenance.environment(time.monotonic() - began), "sessions": self.sessions}
         checkpoints.write_json(self.directory / "environment.json", environment)

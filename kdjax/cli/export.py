@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save
 
-import kdjax
-from kdjax import stages, variables
+from kdjax import stages
+from kdjax.cli.export_formats import FORMATS, about
 from kdjax.data import is_lazy
-from kdjax.errors import Refused, literal, one_of
+from kdjax.errors import Refused, one_of
 from kdjax.files import Damaged, read_json, write_bytes, write_json
-from kdjax.predictor import Predictor, load
+from kdjax.predictor import TOKENIZER, Predictor, load
 from kdjax.recipes import Data, from_dict
-from kdjax.step import Program
 from kdjax.types import PyTree
 
-FORMATS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo"}
-PLATFORMS = ("cpu", "cuda", "tpu")
 _COMPARED = 500
-
-Check = Callable[[PyTree], np.ndarray]
 
 
 def export(run: str, kind: str, out: str, data: str) -> list[str]:
@@ -34,50 +24,68 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
 
     Args:
       run: a finished stage's directory.
-      kind: "stablehlo", a program from raw inputs to logits and calibrated probabilities that JAX runs without kdjax;
-        or "safetensors", the variables by name, with what is needed to rebuild the network as metadata.
+      kind: a key of `export_formats.FORMATS`.
       out: where to; "" for model.<kind> in the current directory.
       data: the data set's file or folder, where the run was made from one; "" for what the run says.
 
     Raises:
-      Refused: not a finished run; a file that does not reproduce the run's logits, which is then not kept.
+      Refused: not a finished run; a network that the format does not hold; a file that does not reproduce the run's
+        logits, which is then not kept.
     """
-    suffix = FORMATS[one_of("--format", kind, FORMATS)]
-    target = Path(out or f"model{suffix}")
-    if target.suffix != suffix:
-        raise Refused(f"--out is {out!r}; expected a name that ends in {suffix}.")
+    shape = FORMATS[one_of("--format", kind, FORMATS)]
+    target = Path(out or f"model{shape.suffix}")
+    if target.suffix != shape.suffix and shape.suffix:
+        raise Refused(f"--out is {out!r}; expected a name that ends in {shape.suffix}.")
     if not target.parent.is_dir():
         raise Refused(f"--out is {out!r}, and the directory {str(target.parent)!r} does not exist; make it first.")
+    if not shape.suffix:
+        _refuse_files(target)
     predictor = load(run)
     inputs, stored, origin = _examples(Path(run), predictor, data)
-    content, check = (_stablehlo if kind == "stablehlo" else _safetensors)(predictor)
-    difference = float(np.abs(check(inputs) - stored).max())
     allowed = (5e-2 if predictor.described["precision"] == "bfloat16" else 1e-4) * (1 + float(np.abs(stored).max()))
-    if not difference <= allowed:
+
+    def difference(logits: np.ndarray) -> float:
+        return float(np.abs(logits - stored).max()) if logits.shape == stored.shape else float("inf")
+
+    exported = shape.make(predictor, lambda logits: difference(logits) <= allowed, inputs)
+    distance = difference(exported.check(inputs))
+    if not distance <= allowed:
         raise Refused(
-            f"the exported network differs from {origin} by {difference:.3g} (allowed {allowed:.1g}); nothing was "
+            f"the exported network differs from {origin} by {distance:.3g} (allowed {allowed:.1g}); nothing was "
             "written. Is the data set another one, or the file of --data?"
         )
-    write_bytes(target, content)
-    about = target.with_suffix(".json")
-    write_json(about, _about(predictor))
+    if not shape.suffix:
+        target.mkdir(exist_ok=True)
+    for name, content in exported.files.items():
+        write_bytes(target / name if name else target, content)
+    beside = target / "kdjax.json" if not shape.suffix else target.with_suffix(".json")
+    write_json(beside, about(predictor))
+    size = sum(len(content) for content in exported.files.values()) / 2**20
     return [
-        f"largest difference from {origin}: {difference:.2g} (logits of {len(stored)} examples)",
-        f"wrote {target} ({len(content) / 2**20:.1f} MiB) and {about}; to use it without kdjax:",
+        f"largest difference from {origin}: {distance:.2g} (logits of {len(stored)} examples)",
+        f"wrote {target} ({size:.1f} MiB) and {beside}; to use it without kdjax:",
         "",
-        *("    " + line for line in _lines(kind, target, predictor)),
+        *("    " + line for line in shape.lines(target, predictor)),
     ]
 
 
-def _about(predictor: Predictor) -> dict[str, Any]:
-    return {"kdjax": kdjax.__version__, **predictor.described}
+def _refuse_files(folder: Path) -> None:
+    """Refuses a folder whose files would be taken for a part of the network, but for an earlier export."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "kdjax.json").is_file():
+        raise Refused(f"--out is {str(folder)!r}, which holds files already; give the name of a new folder.")
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"--out is {str(folder)!r}, which is a file; give the name of a new folder.")
 
 
 def _examples(run: Path, predictor: Predictor, data: str) -> tuple[PyTree, np.ndarray, str]:
     """(raw inputs, logits to be reproduced, what those are): of the test split where it is at hand, else of noise."""
     try:
-        stored = read_json(run / "recipe.json")
-        which = from_dict(Data, {**stored["data"], **({"path": data} if data else {})}, "recipe.data")
+        given = dict(read_json(run / "recipe.json")["data"])
+        if data:
+            given["path"] = data
+        if predictor.vocabulary is not None:  # the run's own: what it was trained from need not be there any more
+            given["options"] = {**given.get("options", {}), "tokenizer": str(run / TOKENIZER)}
+        which = from_dict(Data, given, "recipe.data")
         split = stages.dataset(which).test
     except (Refused, Damaged, OSError, KeyError, ImportError) as error:
         if data:
@@ -105,57 +113,3 @@ def _noise(predictor: Predictor) -> tuple[PyTree, np.ndarray]:
 
     inputs = jax.tree.map(draw, predictor.inputs)
     return inputs, predictor.logits(inputs)
-
-
-def _stablehlo(predictor: Predictor) -> tuple[bytes, Check]:
-    def network(inputs: PyTree) -> dict[str, jax.Array]:
-        logits = predictor.model.apply(predictor.variables, predictor.prepare(inputs), train=False)[0].logits
-        return {"logits": logits, "probabilities": jax.nn.softmax(logits / jnp.float32(predictor.temperature))}
-
-    (batch,) = jax.export.symbolic_shape("batch")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), predictor.inputs)
-    exported = jax.export.export(Program(network).jitted, platforms=PLATFORMS)(shapes)
-    try:
-        content = bytes(exported.serialize())
-    except ImportError as error:
-        raise Refused("stablehlo files need flatbuffers; type pip install 'kdjax[export]'.") from error
-
-    def check(inputs: PyTree) -> np.ndarray:
-        return np.asarray(jax.export.deserialize(bytearray(content)).call(inputs)["logits"])
-
-    return content, check
-
-
-def _safetensors(predictor: Predictor) -> tuple[bytes, Check]:
-    arrays = {name: np.asarray(array, order="C") for name, array in variables.named(predictor.variables).items()}
-    content = save(arrays, metadata={"kdjax": json.dumps(_about(predictor), sort_keys=True)})
-
-    def check(inputs: PyTree) -> np.ndarray:
-        from safetensors.numpy import load as read
-
-        tree = variables.nested({name: jnp.asarray(array) for name, array in read(content).items()})
-        restored = {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
-        logits = predictor.model.apply(restored, predictor.prepare(inputs), train=False)[0].logits
-        return np.asarray(logits, np.float32)
-
-    return content, check
-
-
-def _lines(kind: str, target: Path, predictor: Predictor) -> list[str]:
-    names = predictor.label_names
-    shown = f"  # columns: {', '.join(names[:4])}{', ...' * (len(names) > 4)}" if names else ""
-    if kind == "stablehlo":
-        described = jax.tree.leaves(predictor.inputs)
-        kinds = " and ".join(f"{x.dtype} [N, {', '.join(map(str, x.shape[1:]))}]" for x in described)
-        return [
-            "import jax.export",
-            f"network = jax.export.deserialize(bytearray(open({str(target)!r}, 'rb').read()))",
-            f"inputs = ...  # {kinds}, as the training data held them",
-            f"probabilities = network.call(inputs)['probabilities']{literal(shown)}",
-        ]
-    return [
-        "import json",
-        "from safetensors import safe_open",
-        f"with safe_open({str(target)!r}, framework='numpy') as file:",
-        "    about, weights = json.loads(file.metadata()['kdjax']), {n: file.get_tensor(n) for n in file.keys()}",
-    ]

@@ -108,9 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("run", metavar="RUN", help="a finished run's directory")
     export.add_argument(
-        "--format", default="stablehlo", metavar="FORMAT", help="stablehlo (the default) or safetensors"
+        "--format",
+        default="stablehlo",
+        metavar="FORMAT",
+        help="stablehlo (the default), onnx, safetensors, or huggingface for a text network",
     )
-    export.add_argument("--out", default="", metavar="OUT", help="model.stablehlo or model.safetensors by default")
+    export.add_argument("--out", default="", metavar="OUT", help="model.stablehlo and so on by default")
     export.add_argument("--data", default="", metavar="PATH", help="file or folder of the run's own data set")
     _import(export)
     return parser

@@ -72,7 +72,7 @@ def tokenized(
         index = np.arange(len(split.text)) + (first if what == "calibration" else 0)
         splits[what] = checks.as_split(f"{raw.name} {what}", (encode(encoder, split.text, size), split.label, index))
         first = len(split.text) if what == "train" else first
-    prepare = Tokens(encoder.vocabulary.digest, encoder.vocabulary.size, size)
+    prepare = Tokens(encoder.vocabulary.digest, encoder.vocabulary.size, size, encoder.vocabulary)
     return Source(
         name=raw.name,
         num_classes=raw.num_classes,

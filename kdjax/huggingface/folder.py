@@ -125,8 +125,17 @@ def load(
     return result
 
 
-def save(folder: str | os.PathLike, network: Pretrained, *, tokenizer: Tokenizer | None = None) -> None:
-    """Writes a folder that transformers and `load` read: config.json, model.safetensors and, if given, the tokenizer.
+def save(
+    folder: str | os.PathLike,
+    network: Pretrained,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> None:
+    """Writes a folder that transformers and `load` read: config.json, model.safetensors and, if given, the vocabulary.
+
+    Args:
+      tokenizer, vocabulary: one of them, if any: a tokenizer is saved by its vocabulary.
 
     Raises:
       Refused: parameters that are not the network's, by name; a DistilBERT whose epsilon its config.json cannot say; a
@@ -149,14 +158,15 @@ def save(folder: str | os.PathLike, network: Pretrained, *, tokenizer: Tokenizer
             raise Refused(
                 f"parameter {path} has shape {array.shape}; expected {known[name].shape} for {name}, transposed."
             )
-    if tokenizer is not None and tokenizer.vocabulary.size > net.vocab_size:
+    vocabulary = vocabulary if tokenizer is None else tokenizer.vocabulary
+    if vocabulary is not None and vocabulary.size > net.vocab_size:
         raise Refused(
-            f"the tokenizer has {tokenizer.vocabulary.size} entries and the word table {net.vocab_size} rows; expected "
+            f"the tokenizer has {vocabulary.size} entries and the word table {net.vocab_size} rows; expected "
             "no more entries than rows: set vocab_size."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        tokenizer.save(folder)
+    if vocabulary is not None:
+        vocabulary.save(folder)
     write_bytes(folder / WHOLE, safetensors.save(arrays, metadata={"format": "pt"}))
     write_json(folder / "config.json", fields)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from kdjax.errors import Refused
-from kdjax.files import write_json, write_text
 from kdjax.huggingface.vocabulary import MASK, SPECIAL, Vocabulary
 from kdjax.options import integer
 
@@ -103,21 +101,7 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `vocab.txt` and `tokenizer_config.json`, or `tokenizer.json` where it is not plain WordPiece."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.vocabulary.file:
-            write_json(folder / "tokenizer.json", json.loads(self.vocabulary.file))
-            return
-        write_text(folder / "vocab.txt", "".join(token + "\n" for token in self.vocabulary.tokens))
-        said: dict[str, Any] = {
-            "do_lower_case": self.vocabulary.lowercase,
-            "tokenize_chinese_chars": self.vocabulary.split_chinese,
-            "tokenizer_class": "BertTokenizer",
-            **{f"{role}_token": token for role, token in self.vocabulary.special},
-        }
-        if self.vocabulary.strip_accents is not None:
-            said["strip_accents"] = self.vocabulary.strip_accents
-        write_json(folder / "tokenizer_config.json", said)
+        self.vocabulary.save(folder)
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
         return self._tokenizer.encode_batch(list(texts) if pairs is None else list(zip(texts, pairs, strict=True)))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.errors import Refused
+from kdjax.files import write_json, write_text
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 MASK = "[MASK]"
@@ -41,6 +43,24 @@ class Vocabulary(NamedTuple):
         """SHA-256 over the entries and the normalization: equal digests give equal ids for every text."""
         said = [list(self.tokens), self.lowercase, self.strip_accents, self.split_chinese, self.file]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `vocab.txt` and `tokenizer_config.json`, or `tokenizer.json` where it is not plain WordPiece."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.file:
+            write_json(folder / "tokenizer.json", json.loads(self.file))
+            return
+        write_text(folder / "vocab.txt", "".join(token + "\n" for token in self.tokens))
+        said: dict[str, Any] = {
+            "do_lower_case": self.lowercase,
+            "tokenize_chinese_chars": self.split_chinese,
+            "tokenizer_class": "BertTokenizer",
+            **{f"{role}_token": token for role, token in self.special},
+        }
+        if self.strip_accents is not None:
+            said["strip_accents"] = self.strip_accents
+        write_json(folder / "tokenizer_config.json", said)
 
     @classmethod
     def of_tokens(cls, tokens: Sequence[str], *, where: str, special: Mapping[str, str] = SPECIAL, **settings: Any):

@@ -65,7 +65,7 @@ class DenseNet(nn.Module):
             if stage > 1:
                 x = nn.relu(batch_norm(x, f"transition{stage - 1}_norm"))
                 x = conv(x, x.shape[-1] // 2, 1, f"transition{stage - 1}")
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
             for block in range(1, blocks + 1):
                 x = DenseBlock(self.growth, self.dropout, name=f"stage{stage}_block{block}")(x, batch_norm, train)
             features[f"stage{stage}"] = x

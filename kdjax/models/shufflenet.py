@@ -46,7 +46,7 @@ class GroupedBlock(nn.Module):
         y = norm(conv(y, features, 1, "conv2", groups=GROUPS, init="torch"), "norm2")
         if self.stride == 1:
             return nn.relu(x + y)
-        x = nn.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = nn.avg_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return nn.relu(jnp.concatenate([y, x], axis=-1))
 
 

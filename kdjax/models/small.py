@@ -107,7 +107,7 @@ class VGG(nn.Module):
         x = to_images(inputs, self)
         for stage, (width, blocks) in enumerate(zip((64, 128, 256, 512, 512), self.blocks, strict=True), start=1):
             if 1 < stage < 5 or (stage == 5 and inputs.shape[1] == 64):
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for block in range(1, blocks + 1):
                 x = conv(x, width, 3, f"stage{stage}_conv{block}", bias=True)
                 x = nn.relu(batch_norm(x, f"stage{stage}_norm{block}"))

@@ -15,7 +15,7 @@ import pytest
 
 import kdjax
 from kdjax import models
-from kdjax.cli import export, main
+from kdjax.cli import export_formats, main
 from kdjax.predictor import Predictor
 from kdjax.prepare import Normalize
 from kdjax.runs import run_all
@@ -84,7 +84,7 @@ def test_stablehlo_reproduces_the_logits_without_kdjax(runs, capsys):
     lines = [line.strip() for line in out.splitlines() if line.startswith("    ")]
     assert len(lines) <= 5
     code = "\n".join(lines).replace("inputs = ...", "import numpy; inputs = numpy.load('images.npy')")
-    code += "\nimport sys; assert 'kdjax' not in sys.modules; numpy.save('out.npy', probabilities)"
+    code += "\nimport sys; assert 'kdjax' not in sys.modules; numpy.save('out.npy', outputs['probabilities'])"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     np.testing.assert_allclose(np.load("out.npy"), kdjax.load(student).predict(images), atol=1e-5)
     about = json.loads(Path("net.json").read_text())
@@ -110,13 +110,14 @@ def test_export_refuses(runs, tmp_path, monkeypatch, capsys):
         ([str(tmp_path)], "holds no model.json"),
         ([str(student), f"--data={other}"], "has other labels than"),
         ([str(student), "--data=absent.npz"], "is not the data set of"),
-        ([str(student), "--format=onnx"], "--format is 'onnx', which does not exist"),
+        ([str(student), "--format=onx"], "--format is 'onx', which does not exist"),
         ([str(student), "--out=x.onnx"], "ends in .stablehlo"),
     ):
         assert main(["export", *arguments]) == 2, arguments
         assert re.search(sentence, capsys.readouterr().err), arguments
-    content, _ = export._safetensors(kdjax.load(student))
-    monkeypatch.setattr(export, "_safetensors", lambda predictor: (content, lambda inputs: np.ones((40, 4))))
+    whole = export_formats.FORMATS["safetensors"]
+    wrong = whole._replace(make=lambda *_: export_formats.Exported({"": b""}, lambda inputs: np.ones((40, 4))))
+    monkeypatch.setitem(export_formats.FORMATS, "safetensors", wrong)
     assert main(["export", str(student), f"--data={data}", "--format=safetensors"]) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["other.npz"]
@@ -128,14 +129,16 @@ def test_a_convolution_with_statistics_is_exported_for_any_batch():
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), prepare(x)), shape)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), shapes)
-    described = {"label_names": [], "temperature": 2.0, "num_classes": 3}
+    described = {"label_names": ["gnu", "elk", "emu"], "temperature": 2.0, "num_classes": 3}
     predictor = Predictor(model, variables, prepare, described, shape)
-    content, check = export._stablehlo(predictor)
-    exported = jax.export.deserialize(bytearray(content))
-    assert exported.platforms == export.PLATFORMS
+    files, check = export_formats.FORMATS["stablehlo"].make(predictor, lambda logits: True, None)
+    exported = jax.export.deserialize(bytearray(files[""]))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
     images = rng.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
     expected = predictor.logits(images)
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(check(images), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(check(images[:1]), expected[:1], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(exported.call(images)["probabilities"], predictor.predict(images), atol=1e-4)
+    outputs = exported.call(images)
+    np.testing.assert_allclose(outputs["probabilities"], predictor.predict(images), atol=1e-4)
+    assert bytes(np.asarray(outputs["label_names"])).decode().split("\n") == ["gnu", "elk", "emu"]
