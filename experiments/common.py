@@ -144,8 +144,9 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
     """
     run = run_settings(given.config).check()
     if given.plan:
+        mesh = layout.mesh(run.devices)
         for stage in stages.order(targets):
-            layout.check_batch(stage.recipe.batch_size, layout.mesh(run.devices))
+            layout.check_batch(stage.recipe.batch_size, mesh)
         planned = stages.plan(targets, Path(run.workdir))
         seconds = plans.probe([row for row in planned if row.status != "done"], run) if given.probe else None
         if is_primary():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,17 +38,26 @@ def label(recipe: Recipe) -> str:
 def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None = None) -> None:
     """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out.
 
+    Of more than `MOST_ROWS` stages, those that differ in the seed alone share a row.
+
     Args:
       seconds: of one step by stage id, where they were probed.
     """
     table = Table(title="plan", title_justify="left")
     for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
         table.add_column(column, justify="right" if column in ("steps", "TFLOP", "objective state") else "left")
+    kinds: dict[Hashable, list[stages.Planned]] = {}
     for row in planned:
+        kinds.setdefault(stages.kind_of(row.stage), []).append(row)
+    groups: Iterable[list[stages.Planned]] = [[row] for row in planned]
+    if len(planned) > MOST_ROWS:
+        groups = itertools.chain.from_iterable(_by_status(rows) for rows in kinds.values())
+    for row, *others in groups:
+        more = f" and {len(others):,} of other seeds" if others else ""
         teacher = row.stage.teacher.id if row.stage.teacher is not None else "-"
         size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
         table.add_row(
-            Text(literal(row.stage.name)),
+            Text(literal(row.stage.name) + more),
             row.stage.id,
             teacher,
             row.status,
@@ -56,20 +66,28 @@ def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None 
             size,
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    for line in dict.fromkeys(line for row in planned for line in computed(row.stage)):
+    for line in dict.fromkeys(line for rows in kinds.values() for line in computed(rows[0].stage)):
         print(literal(line))
     todo = [row for row in planned if row.status != "done"]
     print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
     if seconds is not None:
         total = sum(row.steps * seconds[row.stage.id] for row in todo)
-        kinds = len({*map(kind_of_step, (row.stage for row in todo))})
+        steps = len({*map(kind_of_step, (row.stage for row in todo))})
         print(
             f"About {total / 3600:.2f} hours of steps on this machine, one stage after the other, by {PROBED} steps of "
-            f"each of {kinds} kinds; compiling, evaluation and what checkpoints hold already are not counted."
+            f"each of {steps} kinds; compiling, evaluation and what checkpoints hold already are not counted."
         )
 
 
+MOST_ROWS = 200
 PROBED = 5
+
+
+def _by_status(rows: Iterable[stages.Planned]) -> Iterable[list[stages.Planned]]:
+    groups: dict[str, list[stages.Planned]] = {}
+    for row in rows:
+        groups.setdefault(row.status, []).append(row)
+    return groups.values()
 
 
 def kind_of_step(stage: Stage) -> Hashable:

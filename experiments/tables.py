@@ -19,7 +19,7 @@ from rich.console import Console
 from experiments import common, stored
 from experiments.command import Command
 from experiments.sheets import Line, Sheet
-from kdjax import checkpoints, metrics, posthoc, provenance, report
+from kdjax import checkpoints, limits, metrics, posthoc, provenance, report, stages
 from kdjax.recipes import Recipe
 from kdjax.results import Result
 from kdjax.stages import Stage
@@ -99,11 +99,17 @@ class Finished(NamedTuple):
 def at_seed(stage: Stage, seed: int) -> Stage:
     """The stage and all that teach it, with that seed."""
     teacher = None if stage.teacher is None else at_seed(stage.teacher, seed)
-    return Stage(dataclasses.replace(stage.recipe, seed=seed), teacher, name=f"{stage.name} seed {seed}")
+    return Stage(stage.recipe.with_seed(seed), teacher, name=f"{stage.name} seed {seed}")
 
 
 def grid(rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, list[Stage]]:
-    """Row -> its stages, one a seed. Rows that need the same teacher share it, because equal stages have one id."""
+    """Row -> its stages, one a seed. Rows that need the same teacher share it, because equal stages have one id.
+
+    Raises:
+      Refused: more stages than can be planned.
+    """
+    once = stages.order(row.stage for row in rows.values())
+    limits.refuse_stages(len(once) * len(seeds), len(seeds) * sum(stages.steps_of(stage.recipe) for stage in once))
     return {name: [at_seed(row.stage, seed) for seed in seeds] for name, row in rows.items()}
 
 

@@ -7,6 +7,7 @@ compile, or while tracing; traced values pass through the range checks untouched
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -59,7 +60,10 @@ def within(
         return value
     left = "(" if open_low or low is None else "["
     right = ")" if open_high or high is None else "]"
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     ok = number == number
     ok &= low is None or (number > low if open_low else number >= low)
     ok &= high is None or (number < high if open_high else number <= high)
@@ -74,13 +78,16 @@ DEEPEST = 2002
 
 
 def deepest(what: str, name: str, layers: int) -> None:
-    """Refuses a network by name that would take minutes to trace and has never been trained.
+    """Refuses a network that would take minutes to trace and has never been trained.
 
     Raises:
       Refused: with its number of layers.
     """
     if layers > DEEPEST:
-        raise Refused(f"{what} is {name!r}, a network of {layers:,} layers; expected at most {DEEPEST:,}.")
+        raise Refused(
+            f"{what} is {name!r}, a network of {layers:,} layers, which takes some {layers / 3.6e5:,.1f} hours to "
+            f"trace; expected at most {DEEPEST:,}."
+        )
 
 
 def positive(what: str, value: Any) -> Any:

@@ -131,18 +131,19 @@ def write_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> d
       "sha256": hex}.
     """
     directory = Path(directory)
-    listed = {name: _entry(path, flush=True) for name, path in _walk(directory).items() if path.is_file()}
+    listed = {name: _entry(path.path, flush=True) for name, path in _walk(directory).items() if path.is_file()}
     body = {"format": FORMAT, "owner": dict(owner or {}), "files": listed}
     manifest = {**body, "sha256": _seal(body)}
     write_json(directory / MANIFEST, manifest)
     return manifest
 
 
-def verify_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> list[str]:
+def verify_manifest(directory: Path, owner: Mapping[str, Any] | None = None, *, contents: bool = True) -> list[str]:
     """What is wrong with a directory, each problem in words that name the file; `[]` means that it verifies.
 
     Args:
       owner: what the manifest must name; None asks for nobody.
+      contents: False looks at the sizes of the listed files alone, and opens nothing but the manifest.
     """
     directory = Path(directory)
     manifest, problem = _manifest(directory)
@@ -152,17 +153,20 @@ def verify_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> 
         return [problem]
     if owner and not manifest["owner"]:
         return [f"{MANIFEST} does not say what it belongs to"]
+    if not contents:
+        sizes = ((name, _size(f"{directory}/{name}"), entry["size"]) for name, entry in manifest["files"].items())
+        return [f"{name} is missing or of another size" for name, size, listed in sizes if size != listed]
     paths, problems = _walk(directory), []
     for name, entry in manifest["files"].items():
         if name not in paths:
             problems.append(f"{name} is missing")
             continue
         path = paths.pop(name)
-        if path.is_symlink() or not path.is_file():
+        if not path.is_file(follow_symlinks=False):
             problems.append(f"{name} is not a plain file")
-        elif path.stat().st_size != entry["size"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['size']}")
-        elif _entry(path) != entry:
+        elif (size := path.stat(follow_symlinks=False).st_size) != entry["size"]:
+            problems.append(f"{name} has {size} bytes instead of {entry['size']}")
+        elif _entry(path.path) != entry:
             problems.append(f"{name} does not have its SHA-256 (a byte changed)")
     return problems + [f"{name} is not in the manifest" for name in sorted(paths)]
 
@@ -186,7 +190,7 @@ def refuse_links(directory: Path) -> None:
     """Refuses a directory with a symbolic link below it: what is written there must not end up elsewhere."""
     for name, path in _walk(Path(directory)).items():
         if path.is_symlink():
-            raise Refused(f"{path} is a symbolic link where {name} should be a file of its own; remove the link.")
+            raise Refused(f"{path.path} is a symbolic link where {name} should be a file of its own; remove the link.")
 
 
 def sync_directory(directory: Path) -> None:
@@ -253,19 +257,31 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _walk(directory: Path) -> dict[str, Path]:
+def _walk(directory: Path) -> dict[str, os.DirEntry[str]]:
     """Everything below a directory that is not a directory, by relative name, without its manifest and its lock."""
-    paths = {}
-    for folder, folders, names in os.walk(directory, followlinks=False):
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for name in [*names, *links]:
-            path = Path(folder) / name
-            paths[path.relative_to(directory).as_posix()] = path
-    return {name: paths[name] for name in sorted(paths) if name not in (MANIFEST, LOCK)}
+    entries, folders = {}, [("", os.fspath(directory))]
+    while folders:
+        prefix, folder = folders.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as listed:  # what cannot be listed is missing
+            for entry in listed:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((f"{prefix}{entry.name}/", entry.path))
+                else:
+                    entries[prefix + entry.name] = entry
+    return {name: entries[name] for name in sorted(entries) if name not in (MANIFEST, LOCK)}
 
 
-def _entry(path: Path, flush: bool = False) -> dict[str, Any]:
-    with path.open("rb") as file:
+def _size(path: str) -> int:
+    """Of a plain file; -1 for anything else."""
+    try:
+        about = os.lstat(path)
+    except (OSError, ValueError):  # a name that no file can have
+        return -1
+    return about.st_size if stat.S_ISREG(about.st_mode) else -1
+
+
+def _entry(path: str | Path, flush: bool = False) -> dict[str, Any]:
+    with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if flush and sys.platform != "win32":
             os.fsync(file.fileno())

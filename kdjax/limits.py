@@ -15,6 +15,8 @@ from kdjax.errors import Refused
 
 LARGEST_STEP = 2**31 - 1
 """What the step counter of a state holds."""
+LARGEST_TABLE = 100_000
+"""Stages; a plan takes a fifth of a millisecond for each."""
 
 
 def refuse_steps(epochs: int, steps_per_epoch: int) -> None:
@@ -28,6 +30,22 @@ def refuse_steps(epochs: int, steps_per_epoch: int) -> None:
         raise Refused(
             f"epochs is {epochs:,}, which takes {total:,} steps ({total / 3.6e6:,.0f} hours at one millisecond each), "
             f"and at most {LARGEST_STEP:,} are counted; set it to at most {LARGEST_STEP // steps_per_epoch:,}."
+        )
+
+
+def refuse_stages(stages: int, steps: int) -> None:
+    """Refuses a table of more stages than are planned at once.
+
+    Args:
+      steps: of all of them together.
+
+    Raises:
+      Refused: with the number of stages and steps, and the hours they take at a millisecond a step.
+    """
+    if stages > LARGEST_TABLE:
+        raise Refused(
+            f"these are {stages:,} stages, which take {steps:,} steps ({steps / 3.6e6:,.0f} hours at one millisecond "
+            f"each), and at most {LARGEST_TABLE:,} are planned at once; name fewer seeds, rows or generations."
         )
 
 

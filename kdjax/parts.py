@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -50,8 +49,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     limits.refuse_steps(recipe.epochs, steps)
     starts.check(recipe, dataset)
     _check_vocabulary(recipe, dataset)
-    same = dataclasses.replace(recipe, seed=0)
-    return _parts(same, dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
+    return _parts(recipe.with_seed(0), dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
 
 
 def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:

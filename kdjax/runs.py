@@ -49,12 +49,11 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
     settings.check()
     with signals.watched() as asked:
         queue = stages.order(targets)
+        mesh = layout.mesh(settings.devices)
         for stage in queue:
-            stages.check(stage)
-            layout.check_batch(stage.recipe.batch_size, layout.mesh(settings.devices))
-        for stage in queue:
-            if not (stage.directory(Path(settings.workdir)) / checkpoints.MANIFEST).exists():
-                stages.rehearse(stage)
+            layout.check_batch(stage.recipe.batch_size, mesh)
+        workdir = Path(settings.workdir)
+        stages.check_all(queue, begin=lambda stage: not (stage.directory(workdir) / checkpoints.MANIFEST).exists())
         table = _Table(queue, settings, reporter, asked)
         pending, waiting = queue, False
         while pending:

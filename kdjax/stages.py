@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from kdjax import checkpoints, data, files, layout, limits, starts, step, tasks,
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
-from kdjax.types import Dataset, PyTree, Spec
+from kdjax.types import Dataset, PyTree
 
 FORMAT = 2
 """Bumped by hand when numbers change on purpose; part of every id."""
@@ -39,33 +39,47 @@ class Stage:
     teacher: Stage | None = None
     name: str = dataclasses.field(default="stage", compare=False)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """sha256(canonical recipe + parents' ids + dataset fingerprint + FORMAT), 12 hex digits."""
-        return _id(self)
+        parents = [ancestor.id for ancestor in _lineage(self, known=lambda stage: "id" in vars(stage))][-1:]
+        content = [self._text, parents, dataset(self.recipe.data).fingerprint, FORMAT]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
 
     @property
     def owner(self) -> dict[str, Any]:
         """What the stage's manifests name, so that files under another stage's name are refused."""
         parents = [self.teacher.id] if self.teacher is not None else []
-        recipe = hashlib.sha256(self.recipe.canonical().encode()).hexdigest()
-        return {"stage": self.id, "recipe": recipe, "parents": parents}
+        return {"stage": self.id, "recipe": hashlib.sha256(self._text.encode()).hexdigest(), "parents": parents}
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return self.recipe.canonical()
 
     def directory(self, workdir: Path) -> Path:
         return Path(workdir) / self.id
 
 
-@functools.lru_cache(maxsize=4096)
-def _id(stage: Stage) -> str:
-    parents = [stage.teacher.id] if stage.teacher is not None else []
-    content = [stage.recipe.canonical(), parents, dataset(stage.recipe.data).fingerprint, FORMAT]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
+def _lineage(stage: Stage, known: Callable[[Stage], bool] = lambda _: False) -> list[Stage]:
+    """The teachers of a stage, eldest first, from the youngest known one on; a chain may be thousands long."""
+    ancestors: list[Stage] = []
+    while stage.teacher is not None:
+        stage = stage.teacher
+        ancestors.append(stage)
+        if known(stage):
+            break
+    return ancestors[::-1]
 
 
 @functools.lru_cache(maxsize=4)
 def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
     return data.load(which.name, **which.given())
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Optimizer steps of a run of that recipe."""
+    return recipe.epochs * (len(dataset(recipe.data).train.label) // recipe.batch_size)
 
 
 def generations(student: Stage, count: int) -> list[Stage]:
@@ -79,6 +93,7 @@ def generations(student: Stage, count: int) -> list[Stage]:
         raise Refused("generations need a generation 0; give the student stage a teacher.")
     if count < 1:
         raise Refused(f"the number of generations is {count}; expected at least 1.")
+    limits.refuse_stages(count + 1, (count + 1) * steps_of(student.recipe))
     chain = [student.teacher]
     for k in range(1, count + 1):
         chain.append(Stage(student.recipe, chain[-1], name=f"{student.name} generation {k}"))
@@ -86,13 +101,19 @@ def generations(student: Stage, count: int) -> list[Stage]:
 
 
 def check(stage: Stage) -> Stage:
-    """Returns the stage if it can be trained at all.
+    """Returns the stage if it and all that teach it can be trained at all.
 
     Raises:
       Refused: no teacher where one is needed or the reverse; teacher and student that differ in classes; a teacher that
         saw examples on which the student's calibration is fitted or judged; a folder to begin with that does not fit,
         or layers of the teacher that do not.
     """
+    for each in [*_lineage(stage), stage]:
+        _check(each)
+    return stage
+
+
+def _check(stage: Stage) -> None:
     recipe = stage.recipe
     if (recipe.distill is None) != (stage.teacher is None):
         raise Refused(
@@ -105,12 +126,34 @@ def check(stage: Stage) -> Stage:
             raise Refused(f"stage {stage.name!r} begins with init='teacher' and has none; give it one, or a folder.")
         starts.check_teacher(recipe, stage.teacher.recipe)
     parts(recipe, dataset(recipe.data))
-    if stage.teacher is None:
-        return stage
-    check(stage.teacher)
-    if stage.teacher.recipe.data != recipe.data:
+    if stage.teacher is not None and stage.teacher.recipe.data != recipe.data:
         data.verify_splits(dataset(stage.teacher.recipe.data), dataset(recipe.data))
-    return stage
+
+
+def check_all(queue: Iterable[Stage], begin: Callable[[Stage], bool]) -> None:
+    """Refuses what can be refused of stages and all that teach them: each kind is looked at once.
+
+    Args:
+      queue: parents first, as of `order`.
+      begin: whether a stage is still to be trained, and so to be rehearsed.
+    """
+    checked, rehearsed = set[Kind](), set[Kind]()
+    for stage in queue:
+        kind = kind_of(stage)
+        if kind not in checked:
+            _check(stage)
+            checked.add(kind)
+        if kind not in rehearsed and begin(stage):
+            rehearse(stage)
+            rehearsed.add(kind)
+
+
+Kind = tuple[Recipe, Recipe | None]
+
+
+def kind_of(stage: Stage) -> Kind:
+    """What a stage costs, and whether it can be trained, depends on; seeds change neither."""
+    return stage.recipe.with_seed(0), None if stage.teacher is None else stage.teacher.recipe.with_seed(0)
 
 
 def rehearse(stage: Stage) -> None:
@@ -119,8 +162,7 @@ def rehearse(stage: Stage) -> None:
     Raises:
       Refused: whatever network, methods and data refuse only in combination.
     """
-    teacher_recipe = None if stage.teacher is None else dataclasses.replace(stage.teacher.recipe, seed=0)
-    _rehearse(dataclasses.replace(stage.recipe, seed=0), teacher_recipe)
+    _rehearse(*kind_of(stage))
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,26 +213,24 @@ def abstract_variables(recipe: Recipe, mesh: Mesh | None = None) -> PyTree:
 
 def order(stages: Iterable[Stage]) -> list[Stage]:
     """Every stage and its ancestors, once each, parents first."""
-    found: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        if stage.teacher is not None:
-            visit(stage.teacher)
-        found.setdefault(stage.id, stage)
-
+    ordered: dict[str, Stage] = {}
     for stage in stages:
-        visit(stage)
-    return list(found.values())
+        for each in [*_lineage(stage, known=lambda ancestor: ancestor.id in ordered), stage]:
+            ordered.setdefault(each.id, each)
+    return list(ordered.values())
 
 
-def status(stage: Stage, workdir: Path) -> str:
+def status(stage: Stage, workdir: Path, *, contents: bool = True) -> str:
     """ "done", "resumable" or "missing"; reads and hashes the stage's files and computes nothing else.
+
+    Args:
+      contents: False goes by the names and sizes of the files.
 
     Raises:
       Refused: if the directory holds a finished stage of a newer FORMAT, or another stage.
     """
     directory = stage.directory(workdir)
-    if not checkpoints.verify_manifest(directory, stage.owner):
+    if not checkpoints.verify_manifest(directory, stage.owner, contents=contents):
         return "done"
     files.refuse_foreign(directory, stage.owner)
     return "resumable" if (directory / "checkpoints").is_dir() else "missing"
@@ -217,26 +257,34 @@ class Planned(NamedTuple):
 def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
     """What would run, parents first, with its estimated cost. Traces shapes; compiles and trains nothing.
 
+    Whether a stage is done is told by the names and sizes of its files; a run reads every byte of them.
+
     Raises:
       Refused: whatever `check` refuses.
     """
-    rows = []
-    for stage in order(stages):
-        check(stage)
-        recipe, examples = stage.recipe, dataset(stage.recipe.data)
-        pieces = parts(recipe, examples)
-        spec = Spec(len(examples.train.label), examples.num_classes, recipe.epochs)
-        state = status(stage, workdir)
-        if state != "done":
-            rehearse(stage)
-        steps = 0 if state == "done" else recipe.epochs * (spec.num_examples // recipe.batch_size)
-        forward = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples))
-        if stage.teacher is not None:
-            teacher = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
-            forward += step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
-        memory = _objective_bytes(stage)
-        rows.append(Planned(stage, state, steps, forward * steps * recipe.batch_size, memory))
+    queue, workdir = order(stages), Path(workdir)
+    states = {stage.id: status(stage, workdir, contents=False) for stage in queue}
+    check_all(queue, begin=lambda stage: states[stage.id] != "done")
+    rows, costs = [], dict[Kind, tuple[int, float, int]]()
+    for stage in queue:
+        kind = kind_of(stage)
+        if kind not in costs:
+            costs[kind] = _cost(stage)
+        steps, flops, memory = costs[kind]
+        done = states[stage.id] == "done"
+        rows.append(Planned(stage, states[stage.id], 0 if done else steps, 0.0 if done else flops, memory))
     return rows
+
+
+def _cost(stage: Stage) -> tuple[int, float, int]:
+    """Steps, operations and bytes of the objective's memory, as `Planned` has them for a stage that is not done."""
+    recipe, examples = stage.recipe, dataset(stage.recipe.data)
+    pieces, steps = parts(recipe, examples), steps_of(recipe)
+    forward = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples))
+    if stage.teacher is not None:
+        teacher = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
+        forward += step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
+    return steps, forward * steps * recipe.batch_size, _objective_bytes(stage)
 
 
 def _objective_bytes(stage: Stage) -> int:

@@ -11,12 +11,19 @@ from kdjax.errors import Refused
 
 PADDING = -1
 """The label of a region that does not exist, in labels [N, R]."""
+MOST_CLASSES = 2**31 - 1
+"""As many as labels of 32 bits tell apart."""
 
 
 def check_num_classes(num_classes: Any, label_names: Sequence[str] = ()) -> None:
     """Refuses K that is not an integer of at least 2, or not the number of names."""
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise Refused(f"num_classes is {num_classes!r}; expected an integer of at least 2.")
+    if num_classes > MOST_CLASSES:
+        raise Refused(
+            f"num_classes is {num_classes:,}, which takes {4 * num_classes // 10**9:,} GB for the logits of one "
+            f"example; expected at most {MOST_CLASSES:,}, as many as labels of 32 bits tell apart."
+        )
     if label_names and len(label_names) != num_classes:
         raise Refused(f"there are {len(label_names)} label names for {num_classes} classes; expected one for each.")
 

@@ -238,7 +238,7 @@ def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, t
             notes.append(f"{len(missing)} of {source.num_classes} classes have no {what} example ({listed})")
     if source.calibration is None:
         label = source.train.label
-        counts = np.bincount(label[label >= 0], minlength=source.num_classes)
+        counts = np.unique(label[label >= 0], return_counts=True)[1]
         if single := int((counts == 1).sum()):
             notes.append(f"{single} classes have one training example in all, which cannot be on both sides")
     if notes:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from kdjax.errors import Refused, one_of
+from kdjax.errors import DEEPEST, Refused, deepest, one_of
 from kdjax.models.batchnorm import BatchNorm
 from kdjax.options import Check, between, integer
 
@@ -43,6 +43,8 @@ def sizes(what: str, value: Any) -> Any:
     """A check: a list of positive integers, possibly empty."""
     if not isinstance(value, tuple | list) or not all(type(size) is int and size > 0 for size in value):
         raise Refused(f"{what} is {value!r}; expected positive integers, such as (32, 64).")
+    if len(value) > DEEPEST:
+        deepest(what, f"{str(value[:3])[:-1]}, ...)", len(value))
     return value
 
 

@@ -149,7 +149,7 @@ def parse(name: str) -> Entry | None:
     Raises:
       Refused: a depth that is not 9n + 2.
     """
-    match = re.fullmatch(r"resnet(\d+)_bottleneck", name)
+    match = re.fullmatch(r"resnet(\d{1,18})_bottleneck", name)
     if match is None:
         return None
     depth = int(match[1])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kdjax.errors import Refused, one_of, positive, within
+from kdjax.errors import Refused, deepest, one_of, positive, within
 from kdjax.options import integer
 
 EXACT, TANH = "exact", "tanh"
@@ -87,6 +87,7 @@ class Architecture:
         one_of("hidden_act", self.hidden_act, ACTIVATIONS)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             integer(1)(name, getattr(self, name))
+        deepest("num_hidden_layers", str(self.num_hidden_layers), self.num_hidden_layers)
         integer(0)("pad_token_id", self.pad_token_id)
         integer(0)("type_vocab_size", self.type_vocab_size)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
@@ -125,7 +126,7 @@ def named(name: str) -> dict[str, Any] | None:
 
     `<family>_<L>l_<H>` has H/64 attention heads and 4H inner units, as the published sizes have; others are options.
     """
-    match = re.fullmatch(r"(bert|distilbert|roberta)_(\d+)l_(\d+)", NAMES.get(name, str(name)))
+    match = re.fullmatch(r"(bert|distilbert|roberta)_(\d{1,18})l_(\d{1,18})", NAMES.get(name, str(name)))
     if match is None:
         return None
     family, layers, width = match[1], int(match[2]), int(match[3])

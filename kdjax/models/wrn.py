@@ -92,7 +92,7 @@ def parse(name: str) -> Entry | None:
     Raises:
       Refused: a depth that is not 6n + 4.
     """
-    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    match = re.fullmatch(r"wrn_(\d{1,18})_(\d{1,18})", name)
     if match is None:
         return None
     depth, width = int(match[1]), int(match[2])

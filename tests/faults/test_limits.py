@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
-from kdjax import limits, runs, stages
-from kdjax.errors import Refused
+from experiments import plans, tables
+from kdjax import files, layout, limits, runs, stages
+from kdjax.errors import Refused, within
+from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
@@ -41,10 +44,119 @@ def test_a_plan_refuses_what_the_device_cannot_hold(tmp_path, monkeypatch):
         stages.plan([stage], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["wrn_600004_1", "resnet900002_bottleneck"])
-def test_a_network_too_deep_to_trace(tmp_path, name):
-    with pytest.raises(Refused, match=rf"model is '{name}', a network of [69]00,00[24] layers; expected at most 2,002"):
-        stages.plan([Stage(tiny.recipe(tiny.npz(tmp_path), model=name))], tmp_path)
+@pytest.mark.parametrize("classes", [2**31, 10**30])
+def test_more_classes_than_labels_tell_apart(tmp_path, classes):
+    data = Data(name="arrays", path=tiny.npz(tmp_path), num_classes=classes)
+    sentence = rf"num_classes is {classes:,}, which takes {4 * classes // 10**9:,} GB for the logits of one example; "
+    with pytest.raises(Refused, match=sentence):
+        stages.plan([Stage(tiny.recipe("", data=data))], tmp_path)
+
+
+def test_a_billion_classes_are_counted_and_refused(tmp_path):
+    """Nothing is allocated for a class: 10^9 counters would take 8 GB."""
+    data = Data(name="arrays", path=tiny.npz(tmp_path), num_classes=10**9)
+    with pytest.raises(Refused, match=r"takes 1,032\.00 GB \(parameters 516\.00 GB, optimizer 516\.00 GB"):
+        stages.plan([Stage(tiny.recipe("", data=data))], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layers"),
+    [
+        ("wrn_100000_1", {}, "100,000"),
+        ("resnet900002_bottleneck", {}, "900,002"),
+        ("bert_100000l_256", {}, "100,000"),
+        ("mlp", {"widths": (8,) * 100_000}, "100,000"),
+    ],
+)
+def test_a_network_too_deep_to_trace(tmp_path, name, options, layers):
+    with pytest.raises(Refused, match=rf"a network of {layers} layers, which takes some .* hours .* at most 2,002"):
+        stages.plan([Stage(tiny.recipe(tiny.npz(tmp_path), model=name, model_options=options))], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wrn_{}_1", "wrn_10_{}", "resnet{}_bottleneck", "bert_{}l_64"])
+def test_a_network_of_five_thousand_digits(tmp_path, name):
+    with pytest.raises(Refused, match="does not exist"):
+        tiny.recipe(tiny.npz(tmp_path), model=name.format("9" * 5000))
+
+
+def test_numbers_of_hundreds_of_digits():
+    with pytest.raises(Refused, match=r"run\.devices is 10+, and \d+ exist"):
+        layout.mesh(Settings(devices=10**400).check().devices)
+    with pytest.raises(Refused, match="set to zero is -1"):
+        within("set to zero", -(10**400), 0)
+
+
+def test_a_million_seeds_and_a_billion_generations(tmp_path):
+    npz = tiny.npz(tmp_path)
+    student = Stage(tiny.student(npz), Stage(tiny.recipe(npz)))
+    sentence = r"these are 2,000,000 stages, which take 16,000,000 steps \(4 hours at .*at most 100,000 are planned"
+    with pytest.raises(Refused, match=sentence):
+        tables.grid({"student": tables.Row(student)}, range(10**6))
+    with pytest.raises(Refused, match=r"these are 1,000,000,001 stages, which take 8,000,000,008 steps"):
+        stages.generations(student, 10**9)
+
+
+def test_a_plan_computes_once_what_seeds_share(tmp_path, monkeypatch):
+    """So that ten thousand stages take seconds: per stage a manifest is looked for, and no file is hashed."""
+    npz, counted = tiny.npz(tmp_path), Counter()
+    rows = {"student": tables.Row(Stage(tiny.student(npz), Stage(tiny.recipe(npz))))}
+    targets = tables.grid(rows, range(300))["student"]
+    for owner, name in (
+        (stages, "_cost"),
+        (stages, "parts"),
+        (files, "read_json"),
+        (files, "_entry"),
+        (Recipe, "__post_init__"),
+    ):
+        monkeypatch.setattr(owner, name, counting(getattr(owner, name), name, counted))
+    planned = stages.plan(targets, tmp_path)
+    assert len(planned) == 600 and {row.status for row in planned} == {"missing"}
+    assert counted["_cost"] == 2 and counted["parts"] < 20 and not counted["__post_init__"], counted
+    assert counted["read_json"] <= 2 * len(planned) and not counted["_entry"], counted
+
+
+def counting(function, name, counted):
+    def called(*args, **kwargs):
+        counted[name] += 1
+        return function(*args, **kwargs)
+
+    return called
+
+
+def test_a_plan_of_many_stages_shares_rows(tmp_path, capsys):
+    npz = tiny.npz(tmp_path)
+    planned = [
+        stages.Planned(Stage(tiny.recipe(npz).with_seed(n), name=f"seed {n}"), "missing", 8, 1e6, 0) for n in range(201)
+    ]
+    plans.show([*planned[:200], planned[200]._replace(status="done")])
+    printed = capsys.readouterr().out
+    assert "seed 0 and 199 of other seeds" in printed and "seed 200" in printed and "seed 7" not in printed
+    assert "201 stages, 200 to run" in printed
+    plans.show(planned[:3])
+    assert "of other seeds" not in capsys.readouterr().out
+
+
+def test_a_chain_of_thousands_of_generations(tmp_path):
+    npz = tiny.npz(tmp_path)
+    chain = stages.generations(Stage(tiny.student(npz), Stage(tiny.recipe(npz))), 3000)
+    planned = stages.plan(chain[-1:], tmp_path)
+    assert [row.stage for row in planned[:2]] == chain[:2] and len({row.stage.id for row in planned}) == 3001
+
+
+def test_a_plan_sees_missing_files_by_their_sizes(tmp_path):
+    stage = Stage(tiny.recipe(tiny.npz(tmp_path), epochs=1))
+    runs.run_all([stage], Settings(workdir=str(tmp_path), checkpoint_epochs=1, devices=1))
+    assert stages.plan([stage], tmp_path)[0].status == "done"
+    for name in ("result.json", "logits/test.npz"):
+        path = stage.directory(tmp_path) / name
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1])
+        assert stages.plan([stage], tmp_path)[0].status == "resumable"
+        path.unlink()
+        path.symlink_to(tmp_path / "tiny.npz")
+        assert stages.plan([stage], tmp_path)[0].status == "resumable"
+        path.unlink()
+        path.write_bytes(kept)
 
 
 @pytest.mark.parametrize("name", ["lr[0.1]", "a*b?", "with space", "\u00fc\u2192", "%s{}$x"])
