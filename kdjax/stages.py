@@ -224,7 +224,7 @@ def status(stage: Stage, workdir: Path, *, contents: bool = True) -> str:
     """ "done", "resumable" or "missing"; reads and hashes the stage's files and computes nothing else.
 
     Args:
-      contents: False goes by the names and sizes of the files.
+      contents: False goes by the sizes of the files that the manifest lists.
 
     Raises:
       Refused: if the directory holds a finished stage of a newer FORMAT, or another stage.
@@ -257,7 +257,7 @@ class Planned(NamedTuple):
 def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
     """What would run, parents first, with its estimated cost. Traces shapes; compiles and trains nothing.
 
-    Whether a stage is done is told by the names and sizes of its files; a run reads every byte of them.
+    Whether a stage is done is told by the sizes of its files; a run reads every byte of them.
 
     Raises:
       Refused: whatever `check` refuses.
