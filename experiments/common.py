@@ -22,7 +22,7 @@ from kdjax import console, launch, layout, meeting, metrics, provenance, results
 from kdjax.errors import Refused, literal
 from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
-from kdjax.recipes import Recipe, from_dict
+from kdjax.recipes import Data, Recipe, from_dict
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 
@@ -185,10 +185,9 @@ def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:
         )
 
 
-def data_sentence(config: ConfigDict) -> str:
+def data_sentence(data: Data) -> str:
     """What was trained and measured on."""
-    data = config.recipe.data
-    dataset = stages.dataset(recipe(config, "teacher", 0).data)
+    dataset = stages.dataset(data)
     source = Path(data.path).name if data.path else dataset.name
     sizes = [f"{len(split.label):,}" for split in (dataset.train, dataset.calibration, dataset.test)]
     noise = f", with additive noise of sd {data.noise:g} of the pixel range" if data.noise else ""
@@ -196,6 +195,12 @@ def data_sentence(config: ConfigDict) -> str:
         f"Data: {source}, {dataset.num_classes} classes{noise}; {sizes[0]} training examples, {sizes[1]} held out for "
         f"calibration, {sizes[2]} for the test, which is read once."
     )
+
+
+def data_sentences(groups: Mapping[str, Sequence[Stage]]) -> list[str]:
+    """`data_sentence` of every data set that stages of a table are on."""
+    sets = dict.fromkeys(stage.recipe.data for members in groups.values() for stage in members)
+    return [*dict.fromkeys(map(data_sentence, sets))]
 
 
 def pooled(results: Mapping[str, Any], members: Sequence[Stage]) -> Any:

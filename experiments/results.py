@@ -29,8 +29,16 @@ def block(content: dict[str, Any]) -> str:
     """One result as Markdown."""
     lines_of = [Line(**row) for row in content["rows"]]
     what = content.get("published", {"what": "", "source": ""})
-    table = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"]).markdown()
-    lines = ["```", content["command"], "```", "", table.strip(), ""]
+    lines = ["```", content["command"], "```", ""]
+    for sentence in content.get("data", []):
+        lines += [sentence, ""]
+    parts = [tables.Part(**part) for part in content.get("parts", [])]
+    for part in parts:
+        lines += [f"**{part.title}**", "", part.sheet(lines_of).markdown().strip(), ""]
+    if not parts:
+        sheet = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"])
+        lines += [sheet.markdown().strip(), ""]
+    lines += [f"- {sentence}" for sentence in content.get("summary", [])]
     for where, difference in content.get("kdc_minus_kduc", {}).items():
         lines.append(f"- {common.difference_sentence(where, difference['ece'])}")
     e = content["environment"]

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from kdjax import report
+from kdjax.errors import Refused
 
 COLUMNS = ("top1", "nll", "ece", "ece_over", "ece_under", "sce", "ace", "ece_refit")
 
@@ -27,12 +28,14 @@ class Line(NamedTuple):
       metrics: one dict a seed that finished, as `kdjax.metrics.evaluate` returns it.
       published: what the source prints, or "".
       failed: why seeds are missing, or "".
+      absent: why the row cannot be computed here at all, such as a data set that is not at hand, or "".
     """
 
     name: str
     metrics: Sequence[dict[str, float]]
     published: str = ""
     failed: str = ""
+    absent: str = ""
 
 
 class Sheet(NamedTuple):
@@ -61,10 +64,25 @@ class Sheet(NamedTuple):
     def _cells(self, line: Line) -> list[str]:
         published = [line.published or "-"] if self.published else []
         if not line.metrics:
-            return [f"{line.name} (failed: {line.failed})", *("-" for _ in self.columns), "0", *published]
-        (row,) = report.table([report.Row(line.name, list(line.metrics))], self.columns).cells()
+            why = line.absent or f"failed: {line.failed}"
+            return [f"{line.name} ({why})", *("-" for _ in self.columns), "0", *published]
+        measured = self._measured(line)
+        _, *cells, n = report.table([report.Row(line.name, list(line.metrics))], measured).cells()[0]
+        shown = dict(zip(measured, cells, strict=True))
         name = f"{line.name} (a seed failed: {line.failed})" if line.failed else line.name
-        return [name, *row[1:], *published]
+        return [name, *(shown.get(column, "-") for column in self.columns), n, *published]
+
+    def _measured(self, line: Line) -> list[str]:
+        """The columns that the row has a number for: a student without a teacher has no firing rate.
+
+        Raises:
+          Refused: no row of the sheet has a number for a column.
+        """
+        missing = {c for c in self.columns if not all(c in seed for seed in line.metrics)}
+        for column in missing:
+            if not any(column in seed for other in self.lines for seed in other.metrics):
+                raise Refused(f"no row of the sheet has the column {column!r}; leave it out.")
+        return [column for column in self.columns if column not in missing]
 
     def markdown(self) -> str:
         """A Markdown table, ending in a newline."""
@@ -82,9 +100,10 @@ class Sheet(NamedTuple):
         for line in self.lines:
             numbers = ["0", *("" for _ in spreads)]
             if line.metrics:
-                table = report.table([report.Row(line.name, list(line.metrics))], self.columns)
-                (_, *numbers) = next(row for row in csv.reader([table.csv().splitlines()[1]]))
-            writer.writerow([line.name, *numbers, line.published, line.failed])
+                table = report.table([report.Row(line.name, list(line.metrics))], self._measured(line))
+                values = next(csv.DictReader(io.StringIO(table.csv())))
+                numbers = [values["n"], *(values.get(spread, "") for spread in spreads)]
+            writer.writerow([line.name, *numbers, line.published, line.failed or line.absent])
         return text.getvalue()
 
     def latex(self) -> str:

@@ -64,7 +64,7 @@ def write_owner(stage: Stage, directory: Path) -> None:
     for folder in (directory, directory / "logits"):
         locks.sweep(folder, whoever=True)
     checkpoints.write_json(directory / "owner.json", stage.owner)
-    checkpoints.write_json(directory / "parents.json", [stage.teacher.id] if stage.teacher is not None else [])
+    checkpoints.write_json(directory / "parents.json", [parent.id for parent in stage.parents])
     checkpoints.write_json(directory / "recipe.json", stage.recipe.resolved())
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from kdjax import checkpoints, metrics, posthoc, provenance, starts, teachers
+from kdjax import checkpoints, metrics, posthoc, provenance, starts, targets, teachers
 from kdjax.checkpoints import Damaged
 from kdjax.errors import Refused
 from kdjax.layout import mesh, to_host
@@ -165,15 +166,33 @@ def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:
     """
     if stage.teacher is None or stage.recipe.distill is None:
         return None
+    for parent in stage.parents:
+        directory = parent.directory(workdir)
+        if problems := checkpoints.verify_manifest(directory, parent.owner):
+            what = "teacher" if parent is stage.teacher else "parent"
+            raise Refused(
+                f"the {what} of {stage.name!r} in {directory} is not finished or not intact ({problems[0]}); run it "
+                "first."
+            )
     directory = stage.teacher.directory(workdir)
-    problems = checkpoints.verify_manifest(directory, stage.teacher.owner)
-    if problems:
-        raise Refused(
-            f"the teacher of {stage.name!r} in {directory} is not finished or not intact ({problems[0]}); run it first."
-        )
     pieces, variables = selected(stage.teacher, workdir)
     teacher = teachers.frozen(pieces.model, variables)
     if stage.recipe.distill.posthoc:
         pair = posthoc.POSTHOC[stage.recipe.distill.posthoc]
         teacher = teachers.calibrated(teacher, pair.apply, pair.fit(*stored_logits(directory, "calibration")))
+    if stage.as_soft_as is not None:
+        teacher = teachers.scaled(teacher, matching_temperature(stage, workdir))
     return teacher
+
+
+def matching_temperature(stage: Stage, workdir: Path) -> float:
+    """T > 0 at which the teacher's softmax(z/T), after its post-hoc calibrator, has on the calibration split the mean
+    entropy of the stage that it is to be as soft as; T ends at a clamp where no temperature reaches it."""
+    assert stage.teacher is not None and stage.as_soft_as is not None and stage.recipe.distill is not None
+    logits, labels = stored_logits(stage.teacher.directory(workdir), "calibration")
+    if stage.recipe.distill.posthoc:
+        pair = posthoc.POSTHOC[stage.recipe.distill.posthoc]
+        logits = np.asarray(pair.apply(pair.fit(logits, labels), jnp.asarray(logits)))
+    other, _ = stored_logits(stage.as_soft_as.directory(workdir), "calibration")
+    _, T = targets.match_entropy(jnp.asarray(logits), jnp.asarray(metrics.entropy(other), jnp.float32))
+    return float(T)

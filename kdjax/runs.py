@@ -102,11 +102,12 @@ class _Table:
     def _run(self, stage: Stage) -> bool:
         """Whether the stage has ended, with a result or a failure."""
         finished, failures = self.outcome
-        teacher = stage.teacher
-        if teacher is not None and teacher.id in failures:
-            failures[stage.id] = f"its teacher, {teacher.name!r}, failed"
-            return True
-        if teacher is not None and teacher.id not in finished:
+        for parent in stage.parents:
+            if parent.id in failures:
+                kind = "its teacher" if parent is stage.teacher else "the stage that it is as soft as"
+                failures[stage.id] = f"{kind}, {parent.name!r}, failed"
+                return True
+        if any(parent.id not in finished for parent in stage.parents):
             return False
         position = self._positions[stage.id]
         try:

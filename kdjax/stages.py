@@ -33,23 +33,36 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A recipe and the stage that teaches it; `name` is for people and is not hashed."""
+    """A recipe and the stage that teaches it; `name` is for people and is not hashed.
+
+    Attributes:
+      as_soft_as: the control of a teacher that was trained to doubt, such as a DUS teacher: the teacher's logits are
+        divided by the one temperature at which their mean entropy on the calibration split is that of this stage's.
+    """
 
     recipe: Recipe
     teacher: Stage | None = None
     name: str = dataclasses.field(default="stage", compare=False)
+    as_soft_as: Stage | None = None
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stages that must be finished before this one."""
+        return tuple(stage for stage in (self.teacher, self.as_soft_as) if stage is not None)
 
     @functools.cached_property
     def id(self) -> str:
         """sha256(canonical recipe + parents' ids + dataset fingerprint + FORMAT), 12 hex digits."""
-        parents = [ancestor.id for ancestor in _lineage(self, known=lambda stage: "id" in vars(stage))][-1:]
+        for ancestor in _lineage(self, known=lambda stage: "id" in vars(stage)):
+            ancestor.id  # noqa: B018  # eldest first, so that none has to ask another
+        parents = [parent.id for parent in self.parents]
         content = [self._text, parents, dataset(self.recipe.data).fingerprint, FORMAT]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
 
     @property
     def owner(self) -> dict[str, Any]:
         """What the stage's manifests name, so that files under another stage's name are refused."""
-        parents = [self.teacher.id] if self.teacher is not None else []
+        parents = [parent.id for parent in self.parents]
         return {"stage": self.id, "recipe": hashlib.sha256(self._text.encode()).hexdigest(), "parents": parents}
 
     @functools.cached_property
@@ -61,14 +74,19 @@ class Stage:
 
 
 def _lineage(stage: Stage, known: Callable[[Stage], bool] = lambda _: False) -> list[Stage]:
-    """The teachers of a stage, eldest first, from the youngest known one on; a chain may be thousands long."""
-    ancestors: list[Stage] = []
-    while stage.teacher is not None:
-        stage = stage.teacher
-        ancestors.append(stage)
-        if known(stage):
-            break
-    return ancestors[::-1]
+    """All that must be finished before a stage, parents first, from known ones on; a chain may be thousands long."""
+    ancestors: dict[int, Stage] = {}
+    pending = [(parent, False) for parent in reversed(stage.parents)]
+    while pending:
+        one, parents_are_in = pending.pop()
+        if id(one) in ancestors:
+            continue
+        if parents_are_in or known(one):
+            ancestors[id(one)] = one
+        else:
+            pending.append((one, True))
+            pending += [(parent, False) for parent in reversed(one.parents)]
+    return list(ancestors.values())
 
 
 @functools.lru_cache(maxsize=4)
@@ -125,9 +143,12 @@ def _check(stage: Stage) -> None:
         if stage.teacher is None:
             raise Refused(f"stage {stage.name!r} begins with init='teacher' and has none; give it one, or a folder.")
         starts.check_teacher(recipe, stage.teacher.recipe)
+    if stage.as_soft_as is not None and stage.teacher is None:
+        raise Refused(f"stage {stage.name!r} has as_soft_as and no teacher that could be tempered; give it one.")
     parts(recipe, dataset(recipe.data))
-    if stage.teacher is not None and stage.teacher.recipe.data != recipe.data:
-        data.verify_splits(dataset(stage.teacher.recipe.data), dataset(recipe.data))
+    for parent in stage.parents:
+        if parent.recipe.data != recipe.data:
+            data.verify_splits(dataset(parent.recipe.data), dataset(recipe.data))
 
 
 def check_all(queue: Iterable[Stage], begin: Callable[[Stage], bool]) -> None:
@@ -137,12 +158,13 @@ def check_all(queue: Iterable[Stage], begin: Callable[[Stage], bool]) -> None:
       queue: parents first, as of `order`.
       begin: whether a stage is still to be trained, and so to be rehearsed.
     """
-    checked, rehearsed = set[Kind](), set[Kind]()
+    checked, rehearsed = set[tuple[Recipe, ...]](), set[Kind]()
     for stage in queue:
         kind = kind_of(stage)
-        if kind not in checked:
+        family = tuple(member.recipe.with_seed(0) for member in (stage, *stage.parents))
+        if family not in checked:
             _check(stage)
-            checked.add(kind)
+            checked.add(family)
         if kind not in rehearsed and begin(stage):
             rehearse(stage)
             rehearsed.add(kind)

@@ -70,7 +70,7 @@ def test_quickstart_describes_the_data_it_used(tmp_path):
         np.savez(path, **arrays, num_classes=4)
     words = ["x", "--config.recipe.data.name=arrays", f"--config.recipe.data.path={path}"]
     config = common.command.read(words, default="configs/digits.py").config
-    sentence = common.data_sentence(config)
+    sentence = common.data_sentence(common.recipe(config, "teacher", 0).data)
     assert sentence.startswith("Data: tiny.npz, 4 classes; 72 training examples, 8 held out for calibration, 40 for")
     assert "noise" not in sentence
 

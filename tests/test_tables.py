@@ -16,6 +16,7 @@ from experiments import ablation, command, common, pairs, published, table1, tab
 from experiments import all as everything
 from experiments.sheets import Line, Sheet, printed
 from kdjax import metrics, objectives, posthoc
+from kdjax.errors import Refused
 from tests import tiny
 
 SEED = {"top1": 0.5, "nll": 1.25, "ece": 0.125}
@@ -56,6 +57,27 @@ def test_a_sheet_says_the_same_in_every_form():
     assert r"a\_b \& c & 55.00 $\pm$ 7.07 & 1.250" in latex and latex.count(r"\\") == 4
     assert latex.startswith(r"\begin{tabular}{lrrrrr}") and "% Published: a paper, table 1." in latex
     assert Sheet(lines, ("top1",)).heads() == ["", "top-1 % ↑", "n"]
+
+
+def test_rows_without_a_number_or_a_set_say_so():
+    """A column that a row has no number for is a dash; a set that is not at hand is named; parts share their lines."""
+    lines = [
+        Line("linear", [SEED]),
+        Line("taught", [{**SEED, "firing_rate": 0.25}] * 2),
+        Line("massive", [], "87.22", absent="not at hand"),
+    ]
+    sheet = Sheet(lines, ("top1", "firing_rate"))
+    assert sheet.cells() == [
+        ["linear", "50.00", "-", "1"],
+        ["taught", "50.00 ± 0.00", "25.00 ± 0.00", "2"],
+        ["massive (not at hand)", "-", "-", "0"],
+    ]
+    rows = [*csv.DictReader(io.StringIO(sheet.csv()))]
+    assert rows[0]["firing_rate_mean"] == "" and rows[1]["firing_rate_mean"] == "0.25"
+    with pytest.raises(Refused, match="no row of the sheet has the column 'aurc'"):
+        Sheet(lines, ("aurc",)).cells()
+    part = tables.Part("one", {"massive": "87.22 ± 0.07", "taught": ""}, ("top1",), "accuracy %", "a paper")
+    assert [cells[-1] for cells in part.sheet(lines).cells()] == ["87.22 ± 0.07", "-"]
 
 
 def test_published_figures_are_those_of_the_rows_they_stand_beside():

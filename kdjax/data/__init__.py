@@ -129,6 +129,8 @@ def load(
     feed: str = "auto",
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    imbalance: float = 1.0,
+    imbalance_seed: int = 0,
     **options: Any,
 ) -> Dataset:
     """A data set by name. The options are a recipe's `data` section; `feed` and the two folders change no number.
@@ -152,6 +154,7 @@ def load(
       noise, noise_seed: of "digits".
       feed: "resident", "streamed" or "auto" (streamed above 1 GiB of decoded images): whether images stay on disk.
       data_dir, cache_dir: where prepared sets are, and where decoded ones are kept.
+      imbalance, imbalance_seed: cuts the training split to a long tail, see `long_tail.long_tail`.
       options: those of a registered source, and of sets of texts (`kdjax.data.text.tokenized`).
 
     Raises:
@@ -215,4 +218,6 @@ def load(
         normalize=normalization,
         class_weight=class_weight,
         allow_overlap=allow_overlap,
+        imbalance=imbalance,
+        imbalance_seed=imbalance_seed,
     )

@@ -78,6 +78,8 @@ _PURPOSES = (
     "noise",
     "ties",
     "sample",
+    "long tail",
+    "tail examples",
 )  # positions are part of every stream: append only
 
 

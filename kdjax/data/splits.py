@@ -14,6 +14,7 @@ from kdjax.data.contents import check_overlap, contents, digest, keys, split_dig
 from kdjax.data.hold_out import hold_out
 from kdjax.data.labels import check_names, check_num_classes
 from kdjax.data.lazy import in_memory, is_lazy, take
+from kdjax.data.long_tail import long_tail
 from kdjax.data.normalization import Normalization, normalization
 from kdjax.data.order import permutation
 from kdjax.data.source import KINDS, Source, kind_of
@@ -35,6 +36,8 @@ def assemble(
     normalize: Normalization = None,
     class_weight: ClassWeight = None,
     allow_overlap: bool = False,
+    imbalance: float = 1.0,
+    imbalance_seed: int = 0,
 ) -> Dataset:
     """Checks the source, holds the calibration split out of train, and takes fingerprints.
 
@@ -48,6 +51,8 @@ def assemble(
       class_weight: multiplies the weights of the training examples: "balanced" (N / (K n_c), n_c the weight of class c
         in train and K the classes there; mean 1) or one number per class. Evaluation is not reweighted.
       allow_overlap: accept splits that share examples, see `contents.check_overlap`.
+      imbalance, imbalance_seed: above 1, what the hold-out left is cut to a long tail (`long_tail.long_tail`);
+        calibration and test stay as they are.
 
     Raises:
       Refused: the sentences of `checks`; a fraction outside (0, 1) or one that leaves a split empty; more examples
@@ -74,6 +79,8 @@ def assemble(
     measured = rest if source.measured is None else rest[np.isin(rest, source.measured)]
     constants = normalize if normalize is not None else source.normalization
     prepare = source.prepare or normalization(source.train, measured, constants)
+    if imbalance != 1:
+        rest = rest[long_tail(source.train.label[rest], source.num_classes, imbalance, imbalance_seed)]
     rest = rest[: _at_most("train_examples", train_examples, len(rest))]
     train = _weigh(take(source.train, np.sort(rest)), class_weight, source.num_classes)
     size = _at_most("test_examples", test_examples, len(source.test.label))

@@ -212,13 +212,20 @@ READERS: dict[str, tuple[Callable[..., Raw], int]] = {
 """What reads a set of this name, and the size of its vocabulary unless told."""
 
 
+def read(name: str, options: Mapping[str, Any]) -> Raw:
+    """The texts of a set, before they are tokenized; options that its reader does not know are left out."""
+    reader, _ = READERS[name]
+    reading = inspect.signature(reader).parameters
+    return reader(**{key: value for key, value in options.items() if key in reading})
+
+
 def _source_of(name: str) -> Callable[..., Source]:
     """The source of a set: its keyword arguments are those of the reader and of `tokenized`."""
-    read, size = READERS[name]
-    reading, encoding = (inspect.signature(function).parameters for function in (read, tokenized))
+    reader, size = READERS[name]
+    reading, encoding = (inspect.signature(function).parameters for function in (reader, tokenized))
 
     def source(**options: Any) -> Source:
-        raw = read(**{key: value for key, value in options.items() if key in reading})
+        raw = read(name, options)
         given = {key: value for key, value in options.items() if key not in reading}
         return tokenized(raw, **{"vocab_size": size, **given})
 
@@ -248,9 +255,7 @@ def foreign(dataset: Dataset, texts: Sequence[str] | None = None, **options: Any
     """
     if dataset.name not in READERS or not isinstance(dataset.prepare, Tokens):
         raise Refused(f"{dataset.name!r} is no data set of texts by name; expected one of {', '.join(READERS)}.")
-    read, size = READERS[dataset.name]
-    reading = inspect.signature(read).parameters
-    raw = read(**{key: value for key, value in options.items() if key in reading})
+    raw, size = read(dataset.name, options), READERS[dataset.name][1]
     how: dict[str, Any] = {"tokenizer": "", "vocab_size": size, "lowercase": True} | {
         key: value for key, value in options.items() if key in ("tokenizer", "vocab_size", "lowercase")
     }

@@ -63,9 +63,28 @@ COLUMNS: Mapping[str, Column] = {
     "fpr95": Column("FPR95 %"),
     "ece_refit": Column("ECE after T %"),
     "temperature": Column("fitted T", 1.0, 2, ""),
+    "firing_rate": Column("W-Clip fires %", better=""),
+    "matched_T": Column("T of the control", 1.0, 2, ""),
     "agreement": Column("agrees with teacher %", better=""),
     "kl_to_teacher": Column("KL to teacher", 1.0, 3, ""),
     "js_to_teacher": Column("JS to teacher", 1.0, 3, ""),
+    "ood_auroc": Column("OOD AUROC %", better="↑"),
+    "ood_fpr95": Column("OOD FPR95 %"),
+    "ood_auroc_energy": Column("OOD AUROC % (energy)", better="↑"),
+    "ood_fpr95_energy": Column("OOD FPR95 % (energy)"),
+    "ood_aupr_out": Column("OOD AUPR out %", better="↑"),
+    "ood_confidence": Column("confidence outside %"),
+    "ood_ece": Column("ECE % with outside as wrong"),
+    **{
+        f"{metric}_{part}": Column(f"{head}, {part}", scale, digits, better)
+        for part in ("head", "middle", "tail")
+        for metric, head, scale, digits, better in (
+            ("top1", "top-1 %", 100.0, 2, "↑"),
+            ("ece", "ECE %", 100.0, 2, "↓"),
+            ("nll", "NLL", 1.0, 3, "↓"),
+        )
+    },
+    "top1_macro": Column("macro top-1 %", better="↑"),
 }
 
 

@@ -1,0 +1,90 @@
+"""The linear reference of the text tables: TF-IDF and logistic regression on the very examples that networks see.
+
+Words and pairs of words, sublinear counts, C = 10. It is fitted once, on the training split, and no seed enters it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.tables import Row
+from kdjax import metrics, posthoc, stages
+from kdjax.data import text
+from kdjax.data.text_readers import Raw
+from kdjax.errors import Refused
+from kdjax.recipes import Data
+
+NAME = "linear: TF-IDF + logistic regression"
+
+
+class Texts(NamedTuple):
+    """The texts of a recipe's data set as they were before they were tokenized, one for each example of a split."""
+
+    train: list[str]
+    calibration: list[str]
+    test: list[str]
+
+
+@functools.lru_cache(maxsize=8)
+def raw(data: Data) -> Raw:
+    """The set of a recipe as its reader gives it.
+
+    Raises:
+      Refused: a set that is none of texts.
+    """
+    if data.name not in text.READERS:
+        raise Refused(f"{data.name!r} is no set of texts; expected one of {', '.join(text.READERS)}.")
+    return text.read(data.name, data.given())
+
+
+@functools.lru_cache(maxsize=8)
+def texts(data: Data) -> Texts:
+    """The texts of a recipe's splits, in the order of its data set's examples."""
+    dataset, splits = stages.dataset(data), raw(data).splits
+    pool = [*splits["train"].text, *(splits["calibration"].text if "calibration" in splits else [])]
+    rows = [[pool[i] for i in split.index] for split in (dataset.train, dataset.calibration)]
+    return Texts(*rows, [splits["test"].text[i] for i in dataset.test.index])
+
+
+class Linear(NamedTuple):
+    """A fitted reference: log-probabilities of texts, [N, K]."""
+
+    classes: int
+    vectorizer: object
+    model: object
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        known = self.model.predict_log_proba(self.vectorizer.transform(texts))  # type: ignore[attr-defined]
+        # A class without a training example can have no share; the reference says so without saying log 0.
+        logits = np.full((len(texts), self.classes), np.log(1e-12))
+        logits[:, self.model.classes_] = known  # type: ignore[attr-defined]
+        return logits.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def fitted(data: Data) -> Linear:
+    """The reference of a recipe's data set, fitted once per process."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    dataset = stages.dataset(data)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = LogisticRegression(C=10.0, max_iter=1000)
+    model.fit(vectorizer.fit_transform(texts(data).train), dataset.train.label)
+    return Linear(dataset.num_classes, vectorizer, model)
+
+
+def scores(data: Data) -> Mapping[str, float]:
+    """Its test metrics, as a stage has them."""
+    dataset, known, linear = stages.dataset(data), texts(data), fitted(data)
+    calibration, test = (linear.logits(split) for split in (known.calibration, known.test))
+    refitted = posthoc.refitted(calibration, dataset.calibration.label, test, dataset.test.label)
+    return {**metrics.evaluate(test, dataset.test.label), **refitted}
+
+
+def row(data: Data, published: str = "") -> Row:
+    return Row(reference=lambda: scores(data), published=published)
