@@ -83,6 +83,32 @@ def scatter(
         return _save(figure, path, f"{title}. {ylabel} against {xlabel}: {words}.")
 
 
+def curves(
+    path: Path,
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Path:
+    """A line a row, the mean over its seeds from 1 on, with a band of one standard deviation."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 4.0), layout="constrained")
+        words = []
+        for color, (name, seeds) in zip(COLORS, lines.items(), strict=False):
+            values = np.asarray(seeds, float)
+            mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+            x = np.arange(1, len(mean) + 1)
+            axes.plot(x, mean, color=color, label=name)
+            axes.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
+            words.append(f"{name} {mean[0]:.2f} at first, {mean[-1]:.2f} at last")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, loc="left")
+        axes.legend(frameon=False)
+        return _save(figure, path, f"{title}. {ylabel} over {xlabel}: {'; '.join(words)}.")
+
+
 def heat(
     path: Path,
     panels: Mapping[str, np.ndarray],

@@ -46,8 +46,8 @@ def texts(data: Data) -> Texts:
     """The texts of a recipe's splits, in the order of its data set's examples."""
     dataset, splits = stages.dataset(data), raw(data).splits
     pool = [*splits["train"].text, *(splits["calibration"].text if "calibration" in splits else [])]
-    rows = [[pool[i] for i in split.index] for split in (dataset.train, dataset.calibration)]
-    return Texts(*rows, [splits["test"].text[i] for i in dataset.test.index])
+    train, calibration = ([pool[i] for i in split.index] for split in (dataset.train, dataset.calibration))
+    return Texts(train, calibration, [splits["test"].text[i] for i in dataset.test.index])
 
 
 class Linear(NamedTuple):

@@ -54,7 +54,7 @@ def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None 
         groups = itertools.chain.from_iterable(_by_status(rows) for rows in kinds.values())
     for row, *others in groups:
         more = f" and {len(others):,} of other seeds" if others else ""
-        teacher = row.stage.teacher.id if row.stage.teacher is not None else "-"
+        teacher = ", as soft as ".join(parent.id for parent in row.stage.parents) or "-"
         size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
         table.add_row(
             Text(literal(row.stage.name) + more),

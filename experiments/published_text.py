@@ -11,13 +11,13 @@ CUD = "Trust the uncertain teacher (CUD), arXiv 2602.12687 v1"
 SETS = ("banking77", "clinc150", "trec", "ag_news", "massive")
 """The order of CUD's columns."""
 NOT_AT_HAND: Mapping[str, str] = {
-    "massive": "not at hand: there is no reader of MASSIVE here; HWU64 is the nearest set, of the same scheme of scenes",
+    "massive": "not at hand: MASSIVE has no reader here; HWU64 is the nearest set, of the same scheme of scenes",
     "ag_news": "not at hand: AG News' training split is not here; ag_news_small splits its 7,600 test texts anew",
 }
 """Sets that a paper used and that cannot be loaded here, and why."""
 NOT_BUILT = "not built: this method compares relations or attributions and needs code of its own"
 
-# KD(C), table 3: 20 Newsgroups, DistilBERT, teacher BERT-base; top-1 / ECE / AECE. AECE is equal-mass, top-label: `ace`.
+# KD(C), table 3: 20 Newsgroups, DistilBERT, teacher BERT-base; top-1 / ECE / AECE (equal mass, top-label: our `ace`).
 TABLE3: Mapping[str, tuple[float, float, float]] = {
     "nll": (91.75, 2.70, 2.85),
     "label_smoothing": (92.02, 5.87, 5.60),

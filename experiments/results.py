@@ -38,7 +38,7 @@ def block(content: dict[str, Any]) -> str:
     if not parts:
         sheet = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"])
         lines += [sheet.markdown().strip(), ""]
-    lines += [f"- {sentence}" for sentence in content.get("summary", [])]
+    lines += [f"- {sentence}" for sentence in content.get("said", [])]
     for where, difference in content.get("kdc_minus_kduc", {}).items():
         lines.append(f"- {common.difference_sentence(where, difference['ece'])}")
     e = content["environment"]

@@ -158,24 +158,24 @@ def check_all(queue: Iterable[Stage], begin: Callable[[Stage], bool]) -> None:
       queue: parents first, as of `order`.
       begin: whether a stage is still to be trained, and so to be rehearsed.
     """
-    checked, rehearsed = set[tuple[Recipe, ...]](), set[Kind]()
+    checked, rehearsed = set[Kind](), set[Kind]()
     for stage in queue:
         kind = kind_of(stage)
-        family = tuple(member.recipe.with_seed(0) for member in (stage, *stage.parents))
-        if family not in checked:
+        if kind not in checked:
             _check(stage)
-            checked.add(family)
+            checked.add(kind)
         if kind not in rehearsed and begin(stage):
             rehearse(stage)
             rehearsed.add(kind)
 
 
-Kind = tuple[Recipe, Recipe | None]
+Kind = tuple[Recipe | None, ...]
 
 
 def kind_of(stage: Stage) -> Kind:
     """What a stage costs, and whether it can be trained, depends on; seeds change neither."""
-    return stage.recipe.with_seed(0), None if stage.teacher is None else stage.teacher.recipe.with_seed(0)
+    family = (stage, stage.teacher, stage.as_soft_as)
+    return tuple(None if member is None else member.recipe.with_seed(0) for member in family)
 
 
 def rehearse(stage: Stage) -> None:
@@ -184,7 +184,8 @@ def rehearse(stage: Stage) -> None:
     Raises:
       Refused: whatever network, methods and data refuse only in combination.
     """
-    _rehearse(*kind_of(stage))
+    teacher = None if stage.teacher is None else stage.teacher.recipe.with_seed(0)
+    _rehearse(stage.recipe.with_seed(0), teacher)
 
 
 @functools.lru_cache(maxsize=256)

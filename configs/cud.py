@@ -1,0 +1,55 @@
+"""CUD's tables 1, 3, 4 and 5, its sweep of gamma and its learning curves.
+
+    python -m experiments.cud --plan
+    python -m experiments.cud --config=configs/cud.py:cpu
+
+Sizes: `paper` or none (BERT-base to 6 layers of 768 and 4 of 256, 20 epochs, `--config.recipe.teacher.init=FOLDER` for
+pretrained weights), `cpu` (2 layers of 64 to 1 of 64 on 1,500 questions of TREC and 2,500 commands of HWU64, 5 seeds).
+The learning rate is that of each student's width.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.base import finish
+from configs.text_tables import fine_tuned, from_scratch
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "cpu": from_scratch(
+        {
+            "trec": {"train_examples": 1500, "options": {"max_length": 24, "vocab_size": 2000}},
+            "hwu64": {"train_examples": 2500, "options": {"max_length": 16, "vocab_size": 2000}},
+        },
+        teacher=12,
+        student=10,
+        seeds=range(5),
+        text="1,500 questions of TREC and 2,500 commands of HWU64;",
+        sensitivity_set="trec",
+        axes=ConfigDict({"lambda_h": (0.1, 0.4), "m": (0.1, 0.7), "eta": (0.1, 0.5), "lambda_kd": (0.2, 0.8)}),
+        gammas=(0.0, 3.0, 10.0),
+        features=ConfigDict(
+            {"TinyBERT, hidden states": {"method": "hidden_state", "layers": ("layer0:layer0", "layer1:layer2")}}
+        ),
+    ),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    sets = ("banking77", "clinc150", "trec", "ag_news", "massive", "hwu64", "ag_news_small", "sst2")
+    config = fine_tuned(sets)
+    # Rows of table 1 beside LKD and CUD: name -> a distiller of features, its layers and its weights (label, soft).
+    config.recipe.features = ConfigDict()
+    # Table 5, one axis at a time, and the sweep of gamma, on one set with the last of the students.
+    config.recipe.sensitivity_set = "banking77"
+    config.recipe.axes = ConfigDict(
+        {
+            "lambda_h": (0.1, 0.2, 0.3, 0.4),
+            "m": (0.1, 0.3, 0.5, 0.7, 0.9),
+            "eta": (0.1, 0.3, 0.5, 0.7, 0.9),
+            "lambda_kd": (0.2, 0.4, 0.6, 0.8),
+        }
+    )
+    config.recipe.gammas = (0.0, 1.0, 3.0, 5.0, 10.0)
+    return finish(config, arg, PRESETS)
