@@ -24,6 +24,7 @@ from kdjax.errors import Refused
 from kdjax.stages import Stage
 
 IGNORED = {
+    "teacher": common.ONLY["teacher"],
     **common.ONLY,
     "recipe.student.distill.options.T": "the ablation compares --config.recipe.T=(1.0,4.0)",
     "recipe.student.distill.alpha": "the ablation compares --config.recipe.alpha=(0.5,0.9)",

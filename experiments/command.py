@@ -42,6 +42,7 @@ class Command:
       config: locked, with every name and field applied.
       plan: only print what would run.
       probe: time a few steps for the plan.
+      teacher: the folder of a finished run that teaches, or "".
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
       mixed_settings: put numbers that were computed under different settings into one table.
@@ -52,6 +53,7 @@ class Command:
     config: ConfigDict
     plan: bool = False
     probe: bool = False
+    teacher: str = ""
     distributed: str | None = None
     distributed_timeout: float = PATIENCE
     mixed_settings: bool = False
@@ -69,6 +71,7 @@ def defined() -> flags.FlagValues:
         "plan", False, "Print the stages, what is done and what the rest would cost; run nothing.", values
     )
     flags.DEFINE_bool("probe", False, "With --plan: time five steps of every kind, and say how many hours.", values)
+    flags.DEFINE_string("teacher", "", "The folder of a finished run, here or elsewhere, that teaches.", values)
     flags.DEFINE_string(
         "distributed",
         None,
@@ -107,8 +110,9 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
     module = loading.load(path)
     config = configuration(module, path, names)
     typed = {field: f"--config.{field}" for field in _fields(argv)}
+    teachers = {"teacher": "--teacher"} if flag_values(argv, "teacher") else {}
     named = {field: f"{name!r} in the config string" for name, field in roles(names, presets(module)) if field}
-    for field, word in {**named, **typed}.items():
+    for field, word in {**named, **typed, **teachers}.items():
         for subtree, remedy in ignored.items():
             if f"{field}.".startswith(f"{subtree}."):
                 raise Refused(f"{word} would change nothing here: {remedy}.")
@@ -140,6 +144,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         config=final,
         plan=bool(values["plan"].value),
         probe=bool(values["probe"].value),
+        teacher=str(values["teacher"].value or ""),
         distributed=values["distributed"].value,
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         mixed_settings=bool(values["mixed_settings"].value),

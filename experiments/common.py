@@ -28,6 +28,7 @@ from kdjax.trainer import Diverged
 
 ONLY = {
     "recipe.generations": "only experiments.generations counts generations",
+    "teacher": "only experiments.distill takes a teacher that is finished",
     "recipe.temperatures": (
         "only experiments.quickstart compares temperatures; type --config.recipe.student.distill.options.T=4.0"
     ),

@@ -2,6 +2,8 @@
 
 python -m experiments.distill --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd --plan
 python -m experiments.distill --config=configs/cifar100.py:cpu --workdir runs/c100
+
+`--teacher=DIR` takes the finished run in a folder, here or elsewhere, as the teacher of all seeds.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ from experiments import common, tables
 from experiments.command import Command
 from experiments.sheets import Sheet
 from experiments.tables import Row
-from kdjax import report
+from kdjax import elsewhere, report
+from kdjax.errors import Refused
 from kdjax.stages import Stage
 
+IGNORED = {field: why for field, why in common.ONLY.items() if field != "teacher"}
 
-def rows(config: ConfigDict) -> dict[str, Row]:
+
+def rows(config: ConfigDict, teacher_folder: str = "") -> dict[str, Row]:
     """Teacher, student alone, student."""
     teacher, student = common.pair(config, 0)
+    if teacher_folder:
+        teacher = elsewhere.finished(teacher_folder, student.recipe.data)
+        student = dataclasses.replace(student, teacher=teacher)
     alone = Stage(dataclasses.replace(student.recipe, distill=None), name="student alone")
     return {
         f"teacher: {common.label(teacher.recipe)}": Row(teacher),
@@ -31,7 +39,11 @@ def rows(config: ConfigDict) -> dict[str, Row]:
 
 
 def run(given: Command) -> None:
-    finished = tables.run(given, rows(given.config))
+    for field, word in given.fields.items():
+        # A config string names the student's network after the teacher's, so that names of the teacher are let pass.
+        if given.teacher and field.startswith("recipe.teacher.") and word.startswith("--"):
+            raise Refused(f"{word} would change nothing here: --teacher={given.teacher} is finished; leave one out.")
+    finished = tables.run(given, rows(given.config, given.teacher))
     if finished is None:
         return
     panels = [(name, common.pooled(finished.results, members)) for name, members in finished.groups.items()]
@@ -56,4 +68,4 @@ def run(given: Command) -> None:
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py")
+    common.main(run, "configs/digits.py", ignored=IGNORED)

@@ -20,7 +20,7 @@ from experiments.sheets import Sheet
 from experiments.tables import Row, values
 from kdjax.stages import Stage, generations
 
-IGNORED = {"recipe.temperatures": common.ONLY["recipe.temperatures"]}
+IGNORED = {name: common.ONLY[name] for name in ("recipe.temperatures", "teacher")}
 CHAINS = ("KD(UC)", "KD(C)")
 
 

@@ -24,6 +24,7 @@ from kdjax.recipes import Distill
 from kdjax.stages import Stage
 
 IGNORED = {
+    "teacher": common.ONLY["teacher"],
     **common.ONLY,
     "recipe.teacher.model": "the networks are --config.recipe.pairs=(('resnet20','resnet8'),)",
     "recipe.student.model": "the networks are --config.recipe.pairs=(('resnet20','resnet8'),)",

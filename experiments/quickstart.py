@@ -24,6 +24,7 @@ from kdjax.recipes import Recipe
 from kdjax.stages import Stage
 
 IGNORED = {
+    "teacher": common.ONLY["teacher"],
     "recipe.generations": common.ONLY["recipe.generations"],
     "recipe.student.distill.options.T": (
         "the quickstart compares the temperatures --config.recipe.temperatures=(1.0,4.0)"

@@ -105,14 +105,16 @@ class Finished(NamedTuple):
 
 
 def at_seed(stage: Stage, seed: int) -> Stage:
-    """The stage and all that teach it, with that seed."""
+    """The stage and all that teach it, with that seed; a run that was finished elsewhere is as it is."""
+    if stage.place is not None:
+        return stage
     teacher, other = (None if parent is None else at_seed(parent, seed) for parent in (stage.teacher, stage.as_soft_as))
     return Stage(stage.recipe.with_seed(seed), teacher, f"{stage.name} seed {seed}", other)
 
 
 def grid(rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, list[Stage]]:
     """Row -> its stages, one a seed, none where no stage stands behind the row. Rows that need the same teacher share
-    it, because equal stages have one id.
+    it, because equal stages have one id; a run that was finished elsewhere is one stage for all seeds, and counts once.
 
     Raises:
       Refused: more stages than can be planned.
@@ -120,7 +122,10 @@ def grid(rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, list[Stage]
     declared = {name: row.stage for name, row in rows.items() if row.stage is not None}
     once = stages.order(declared.values())
     limits.refuse_stages(len(once) * len(seeds), len(seeds) * sum(stages.steps_of(stage.recipe) for stage in once))
-    return {name: [at_seed(declared[name], seed) for seed in seeds] if name in declared else [] for name in rows}
+    return {
+        name: [*dict.fromkeys(at_seed(declared[name], seed) for seed in seeds)] if name in declared else []
+        for name in rows
+    }
 
 
 def run(given: Command, rows: Mapping[str, Row]) -> Finished | None:

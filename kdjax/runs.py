@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdjax import checkpoints, claim, console, layout, results, signals, stages, step
-from kdjax.errors import Held
+from kdjax.errors import Held, Refused
 from kdjax.objectives import Objective
 from kdjax.parts import parts
 from kdjax.processes import any_process, on_primary
@@ -160,6 +160,8 @@ def run_stage(
         if text := result.other_numerics():
             reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
         return result
+    if stage.place is not None:
+        raise Refused(f"{directory} is not finished, or was changed since the command began; finish that run first.")
     with claim.locked(directory) as confirm:
         # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
         if on_primary(lambda: _done(stage, directory)):

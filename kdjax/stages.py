@@ -38,12 +38,15 @@ class Stage:
     Attributes:
       as_soft_as: the control of a teacher that was trained to doubt, such as a DUS teacher: the teacher's logits are
         divided by the one temperature at which their mean entropy on the calibration split is that of this stage's.
+      place: the directory of a run that was finished elsewhere (`kdjax.elsewhere`), which is read and never written;
+        None for the work directory. It is not hashed.
     """
 
     recipe: Recipe
     teacher: Stage | None = None
     name: str = dataclasses.field(default="stage", compare=False)
     as_soft_as: Stage | None = None
+    place: Path | None = dataclasses.field(default=None, compare=False)
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -70,7 +73,7 @@ class Stage:
         return self.recipe.canonical()
 
     def directory(self, workdir: Path) -> Path:
-        return Path(workdir) / self.id
+        return self.place or Path(workdir) / self.id
 
 
 def _lineage(stage: Stage, known: Callable[[Stage], bool] = lambda _: False) -> list[Stage]:

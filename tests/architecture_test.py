@@ -59,6 +59,7 @@ FLOORS = {
     "results": 5,
     "settings": 4,
     "predictor": 5,
+    "elsewhere": 5,
     "stage_run": 5,
     "huggingface": 4,
     "report": 5,

@@ -1,0 +1,84 @@
+"""A finished run in another place as a teacher: what its folder says, checked against the data at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdjax.errors import Refused, printable
+from kdjax.files import Damaged, read_json, verify_manifest
+from kdjax.predictor import TOKENIZER
+from kdjax.recipes import Data, Recipe, from_dict
+from kdjax.stages import Stage
+
+
+def finished(directory: str | Path, data: Data) -> Stage:
+    """The stage of a finished run, wherever it lies; `Stage.directory` is that folder and it is never trained again.
+
+        teacher = elsewhere.finished("/models/runs/0123456789ab", student.data)
+        stage = Stage(student, teacher)
+
+    Its id is what it would be here, so that a student has one id whether its teacher lies in its own work directory or
+    elsewhere.
+
+    Args:
+      directory: a stage's directory, with all that its manifest lists; the runs that taught it lie beside it.
+      data: the student's; gives the place of the teacher's data where both are of one set.
+
+    Raises:
+      Refused: no run, several, an unfinished or changed one, one of a newer kdjax or of code that is not imported; a
+        network that begins with a folder of weights; data that are not those it was trained on.
+    """
+    return _stage(Path(directory).expanduser().resolve(), data)
+
+
+def _stage(folder: Path, data: Data) -> Stage:
+    if not folder.is_dir():
+        raise Refused(f"the teacher {folder} is no folder; expected a finished run, such as runs/0123456789ab.")
+    if not (folder / "recipe.json").is_file():
+        runs = sorted(path.name for path in folder.iterdir() if (path / "recipe.json").is_file())
+        hint = f"it holds the runs {', '.join(runs[:4])}: give one of them" if runs else "it is no run"
+        raise Refused(f"the teacher {folder} has no recipe.json; expected a finished run ({hint}).")
+    if problems := verify_manifest(folder):
+        raise Refused(f"the teacher {folder} is not finished or not intact ({problems[0]}); finish that run first.")
+    owner, recipe, parents = (_read(folder, name) for name in ("owner.json", "recipe.json", "parents.json"))
+    if not isinstance(owner, Mapping) or not isinstance(recipe, Mapping) or not isinstance(parents, list):
+        raise Refused(f"the teacher {folder} has files of another form; expected a run of this kdjax.")
+    if recipe.get("init"):
+        raise Refused(
+            f"the teacher {folder} began with weights of another folder ({printable(str(recipe['init']), 20)}), which "
+            "a run does not keep; train it in this work directory."
+        )
+    try:
+        made = from_dict(Recipe, {**recipe, "data": _data(recipe, data, folder)}, f"{folder}/recipe.json")
+        parent = _stage(folder.parent / str(parents[0]), data) if parents else None
+        stage = Stage(made, parent, name=f"teacher in {folder.name}", place=folder)
+        identity = stage.id
+    except Refused as error:
+        raise Refused(f"the teacher {folder} cannot be used here: {error}") from error
+    if owner.get("stage") != identity:
+        raise Refused(
+            f"the teacher {folder} is stage {printable(str(owner.get('stage')), 20)}, and its recipe on the data here "
+            f"would be {identity}; expected the data that it was trained on, and the code of its time."
+        )
+    return stage
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        return read_json(folder / name)
+    except (FileNotFoundError, Damaged) as error:
+        raise Refused(f"the teacher {folder} has no readable {name}; expected a finished run.") from error
+
+
+def _data(recipe: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]:
+    """The stored data section with what it does not store: where the data lie, and the vocabulary."""
+    fields = dict(recipe.get("data") or {})
+    if fields.get("name") == data.name and data.path:
+        fields["path"] = data.path
+    tokenizer = data.options.get("tokenizer", "")
+    if (folder / TOKENIZER).is_dir() and tokenizer:
+        fields["options"] = {**fields.get("options", {}), "tokenizer": tokenizer}
+    return {key: value for key, value in fields.items() if key in {f.name for f in dataclasses.fields(Data)}}
