@@ -31,6 +31,8 @@ from kdjax.launch import PATIENCE
 from kdjax.recipes import Recipe
 from kdjax.settings import Settings
 
+PLACES = ("workdir", "distributed", "distributed_timeout")
+"""Flags that say where to and with whom; they are no part of a command's text."""
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 
 
@@ -124,7 +126,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
             _known(field, config)
         if config.run.workdir == Settings.workdir:
             config.run.workdir = workdir
-    rest = _without(argv, "config", "import")
+    rest = without(argv, "config", "import")
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[*rest])
         left = values([*rest])
@@ -149,7 +151,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         mixed_settings=bool(values["mixed_settings"].value),
         fields={**named, **typed},
-        text=" ".join([program(), *_without(argv[1:], "workdir", "distributed", "distributed_timeout")]),
+        text=" ".join([program(), *without(argv[1:], *PLACES)]),
     )
 
 
@@ -181,7 +183,7 @@ def flag_values(argv: Sequence[str], name: str) -> list[str]:
     return values
 
 
-def _without(argv: Sequence[str], *names: str) -> list[str]:
+def without(argv: Sequence[str], *names: str) -> list[str]:
     """The words without those flags and their values."""
     kept, skip = [], False
     for word in argv:

@@ -37,7 +37,12 @@ ONLY = {
 
 
 def main(
-    run: Callable[[Command], None], default: str, *, workdir: str = "runs", ignored: Mapping[str, str] = ONLY
+    run: Callable[[Any], None],
+    default: str,
+    *,
+    workdir: str = "runs",
+    ignored: Mapping[str, str] = ONLY,
+    read: Callable[..., Command] = command.read,
 ) -> None:
     """Reads the command, calls `run(command)`, and ends the process with `call`'s exit code.
 
@@ -45,9 +50,10 @@ def main(
       default: the configuration where none is typed.
       workdir: where stages and report go where nothing else is typed.
       ignored: fields that the experiment does not look at, see `experiments.command.read`.
+      read: what makes a command of the words, for an experiment with words of its own.
     """
     console.steady()
-    leave(call(run, sys.argv, default, workdir=workdir, ignored=ignored))
+    leave(call(run, sys.argv, default, workdir=workdir, ignored=ignored, read=read))
 
 
 def leave(code: int) -> None:
@@ -61,12 +67,13 @@ def leave(code: int) -> None:
 
 
 def call(
-    run: Callable[[Command], None],
+    run: Callable[[Any], None],
     argv: Sequence[str],
     default: str,
     *,
     workdir: str = "runs",
     ignored: Mapping[str, str] = ONLY,
+    read: Callable[..., Command] = command.read,
 ) -> int:
     """The exit code of an experiment, after one sentence on stderr for whatever is refused or went wrong.
 
@@ -78,7 +85,7 @@ def call(
             documentation = sys.modules[run.__module__].__doc__ or ""
             print(usage.help_text(argv, documentation, default=default, workdir=workdir))
             return 0
-        given = command.read(argv, default=default, workdir=workdir, ignored=ignored)
+        given = read(argv, default=default, workdir=workdir, ignored=ignored)
         if given.distributed:
             launch.join(given.distributed, patience=given.distributed_timeout)
         distinct("config.seeds", given.config.seeds, int)

@@ -43,6 +43,7 @@ NOT_RUN = {
     'data = load("cifar100"': "needs a prepared data set; tests/data reads one where it is there",
     "import jax.export, numpy": "reads an exported run; tests/cli/test_export_formats.py runs it on the quickstart's",
     "import onnxruntime, numpy": "reads an exported run; tests/cli/test_export_formats.py runs it on the quickstart's",
+    "teacher = elsewhere.finished(": "needs a run of another folder; tests/test_elsewhere.py reads one",
     'teacher = load("bert-base': "needs a folder of weights; tests/text reads small ones",
     "Tokenizer(Vocabulary.from_folder(folder))": "needs a folder with a vocabulary; tests/text reads small ones",
 }
@@ -211,6 +212,11 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             (tmp_path / file[1]).write_text(text)  # a module of the reader's own, imported by what follows
         elif language == "python" and not reason(text):
             exec(compile(text, page.name, "exec"), session)
+    if page.name == "own_loop.md":
+        for loop in ("linen", "nnx", "optax"):
+            assert np.ptp(session["states"][loop, "adafocal"].gamma) > 0, "refresh has moved the bins apart"
+            counts = np.asarray(session["states"][loop, "crl"].counts)
+            assert counts.max() == session["EPOCHS"] and 0 < counts.mean() < session["EPOCHS"], "every example counted"
     if page.name == "README.md":
         printed = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
         assert printed["top1"] > 0.8 and 0 <= printed["ece"] < 0.2
@@ -276,7 +282,8 @@ def _module(name: str, words: list[str], folder: Path, monkeypatch) -> None:
             (folder / "my_methods.py").write_text(text)
         monkeypatch.syspath_prepend(folder)
         ignored = getattr(module, "IGNORED", common.ONLY)
-        given = command.read([name, *words], default="configs/digits.py", ignored=ignored)
+        read = getattr(module, "read", command.read)
+        given = read([name, *words], default="configs/digits.py", ignored=ignored)
         common.recipe(given.config, "teacher", 0)
         common.recipe(given.config, "student", 0)
         return
