@@ -31,7 +31,7 @@ from kdjax.launch import PATIENCE
 from kdjax.recipes import Recipe
 from kdjax.settings import Settings
 
-PLACES = ("workdir", "distributed", "distributed_timeout")
+PLACES = ("workdir", "writer", "distributed", "distributed_timeout")
 """Flags that say where to and with whom; they are no part of a command's text."""
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 
@@ -73,6 +73,7 @@ def defined() -> flags.FlagValues:
         "plan", False, "Print the stages, what is done and what the rest would cost; run nothing.", values
     )
     flags.DEFINE_bool("probe", False, "With --plan: time five steps of every kind, and say how many hours.", values)
+    flags.DEFINE_string("writer", None, "tensorboard or wandb: curves there too; overrides config.run.writer.", values)
     flags.DEFINE_string("teacher", "", "The folder of a finished run, here or elsewhere, that teaches.", values)
     flags.DEFINE_string(
         "distributed",
@@ -140,6 +141,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         raise Refused("--probe times steps for a plan; type --plan --probe.")
     final = holder.value
     final.run.workdir = values["workdir"].value or final.run.workdir
+    final.run.writer = values["writer"].value or final.run.writer
     with final.unlocked():
         _folders({**named, **typed}, final)
     return Command(

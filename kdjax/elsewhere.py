@@ -31,10 +31,24 @@ def finished(directory: str | Path, data: Data) -> Stage:
       Refused: no run, several, an unfinished or changed one, one of a newer kdjax or of code that is not imported; a
         network that begins with a folder of weights; data that are not those it was trained on.
     """
-    return _stage(Path(directory).expanduser().resolve(), data)
+    folders = [Path(directory).expanduser().resolve()]
+    while parents := _parents(folders[-1]):
+        folders.append(folders[0].parent / str(parents[0]))
+        if folders[-1] in folders[:-1]:
+            raise Refused(f"the teacher {folders[-1]} is said to have taught itself; expected a run of this kdjax.")
+    stage: Stage | None = None
+    for folder in reversed(folders):
+        stage = _stage(folder, stage, data)
+    assert stage is not None
+    return stage
 
 
-def _stage(folder: Path, data: Data) -> Stage:
+def _parents(folder: Path) -> list[Any]:
+    """The ids of the runs that taught the one in a folder, which is whole.
+
+    Raises:
+      Refused: no run, several, an unfinished or changed one.
+    """
     if not folder.is_dir():
         raise Refused(f"the teacher {folder} is no folder; expected a finished run, such as runs/0123456789ab.")
     if not (folder / "recipe.json").is_file():
@@ -43,17 +57,14 @@ def _stage(folder: Path, data: Data) -> Stage:
         raise Refused(f"the teacher {folder} has no recipe.json; expected a finished run ({hint}).")
     if problems := verify_manifest(folder):
         raise Refused(f"the teacher {folder} is not finished or not intact ({problems[0]}); finish that run first.")
-    owner, recipe, parents = (_read(folder, name) for name in ("owner.json", "recipe.json", "parents.json"))
-    if not isinstance(owner, Mapping) or not isinstance(recipe, Mapping) or not isinstance(parents, list):
-        raise Refused(f"the teacher {folder} has files of another form; expected a run of this kdjax.")
-    if recipe.get("init"):
-        raise Refused(
-            f"the teacher {folder} began with weights of another folder ({printable(str(recipe['init']), 20)}), which "
-            "a run does not keep; train it in this work directory."
-        )
+    parents = _read(folder, "parents.json", list)
+    return list(parents)
+
+
+def _stage(folder: Path, parent: Stage | None, data: Data) -> Stage:
+    owner, recipe = (_read(folder, name, dict) for name in ("owner.json", "recipe.json"))
     try:
         made = from_dict(Recipe, {**recipe, "data": _data(recipe, data, folder)}, f"{folder}/recipe.json")
-        parent = _stage(folder.parent / str(parents[0]), data) if parents else None
         stage = Stage(made, parent, name=f"teacher in {folder.name}", place=folder)
         identity = stage.id
     except Refused as error:
@@ -66,11 +77,14 @@ def _stage(folder: Path, data: Data) -> Stage:
     return stage
 
 
-def _read(folder: Path, name: str) -> Any:
+def _read(folder: Path, name: str, kind: type) -> Any:
     try:
-        return read_json(folder / name)
+        content = read_json(folder / name)
     except (FileNotFoundError, Damaged) as error:
         raise Refused(f"the teacher {folder} has no readable {name}; expected a finished run.") from error
+    if not isinstance(content, kind):
+        raise Refused(f"the teacher {folder} has a {name} of another form; expected a run of this kdjax.")
+    return content
 
 
 def _data(recipe: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]:
@@ -78,7 +92,6 @@ def _data(recipe: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]
     fields = dict(recipe.get("data") or {})
     if fields.get("name") == data.name and data.path:
         fields["path"] = data.path
-    tokenizer = data.options.get("tokenizer", "")
-    if (folder / TOKENIZER).is_dir() and tokenizer:
-        fields["options"] = {**fields.get("options", {}), "tokenizer": tokenizer}
+    if (folder / TOKENIZER).is_dir():
+        fields["options"] = {**fields.get("options", {}), "tokenizer": str(folder / TOKENIZER)}
     return {key: value for key, value in fields.items() if key in {f.name for f in dataclasses.fields(Data)}}

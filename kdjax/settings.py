@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kdjax import writers
 from kdjax.errors import one_of, within
 from kdjax.feeds import FEEDS
 
@@ -30,6 +31,7 @@ class Settings:
       feed: "resident" keeps the training split on the device, "streamed" reads batches when they are needed, "auto"
         streams what is not in memory.
       workers: threads that read and decode a stream.
+      writer: "tensorboard" or "wandb": write the numbers of every epoch there too; "" for metrics.jsonl alone.
     """
 
     workdir: str = "runs"
@@ -41,6 +43,7 @@ class Settings:
     eval_batch_size: int = 500
     feed: str = "auto"
     workers: int = 8
+    writer: str = ""
 
     def check(self) -> Settings:
         """Returns itself if every number is in range.
@@ -53,4 +56,5 @@ class Settings:
         for name in ("checkpoint_steps", "devices", "steps_per_call"):
             within(f"run.{name}", getattr(self, name), 0)
         one_of("run.feed", self.feed, FEEDS)
+        writers.check(self.writer)
         return self

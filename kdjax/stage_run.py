@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import checkpoints, console, data, metrics, predictor, provenance, results, stages
+from kdjax import checkpoints, console, data, metrics, predictor, provenance, results, stages, writers
 from kdjax.layout import to_host
 from kdjax.processes import any_process, on_primary
 from kdjax.results import Result
@@ -77,18 +78,24 @@ class StageRun:
             self.best.save(0, to_host(state.variables))
         # Several processes agree on a stop only where all of them ask, at the end of a window.
         alone = jax.process_count() == 1
-        with self.asked.later():
-            for progress in self.trainer.epochs(
-                state,
-                every=self.settings.checkpoint_steps,
-                asked=lambda: alone and bool(self.asked),
-                evaluate=True,
-            ):
-                self._record(progress)
-        self._evaluate(began)
+        with self._writing(int(state.step)) as self.writer:
+            with self.asked.later():
+                for progress in self.trainer.epochs(
+                    state,
+                    every=self.settings.checkpoint_steps,
+                    asked=lambda: alone and bool(self.asked),
+                    evaluate=True,
+                ):
+                    self._record(progress)
+            self._evaluate(began)
         self.best.prune(1)
         on_primary(lambda: checkpoints.write_manifest(self.directory, self.stage.owner) and None)
         return results.read(self.stage, self.workdir, reused=False)
+
+    def _writing(self, step: int) -> contextlib.AbstractContextManager[writers.Writer]:
+        stage, kind = self.stage, self.settings.writer
+        recipe = stage.recipe.resolved()
+        return writers.opened(kind, self.workdir, run=stage.id, title=stage.name, config=recipe, step=step)
 
     def _resume(self) -> State:
         """The newest state that verifies, with its log; the state at step 0 if there is none."""
@@ -184,6 +191,7 @@ class StageRun:
             self.best.save(progress.step, to_host(progress.state.variables))
         self.window = {}
         on_primary(self._write_lines)
+        self.writer.write(progress.step, {name: line[name] for name in ("train", "calibration", "lr") if name in line})
         text = f"top-1 {scores['top1']:.1%} ECE {scores['ece']:.1%}"
         self.reporter.epoch(progress.epoch, train["loss"], text)
 
@@ -214,6 +222,7 @@ class StageRun:
         scores = results.measure(self.stage, self.workdir, pairs)
         result = {"epoch": epoch, "metrics": scores, "metrics_source": results.metrics_source_hash()}
         checkpoints.write_json(self.directory / "result.json", result)
+        self.writer.write(self.task.total_steps, {"test": scores["test"]})
         described = predictor.describe(self.stage.recipe, self.task.dataset, scores["test"]["temperature"])
         checkpoints.write_json(self.directory / predictor.FILE, described)
         predictor.save_vocabulary(self.directory, self.task.dataset)

@@ -58,6 +58,7 @@ FLOORS = {
     "runs": 5,
     "results": 5,
     "settings": 4,
+    "writers": 4,
     "predictor": 5,
     "elsewhere": 5,
     "stage_run": 5,

@@ -71,8 +71,12 @@ def edited(name, edit):
         (lambda f: (f / "manifest.json").unlink(), "is not finished or not intact"),
         (lambda f: (f / "result.json").write_text("{}"), "is not finished or not intact .result.json"),
         (edited("recipe.json", lambda r: r.update(model="absent_net")), "cannot be used here: .*'absent_net'"),
-        (edited("recipe.json", lambda r: r.update(batch_size=8)), "is stage .* and its recipe on the data here would"),
-        (edited("recipe.json", lambda r: r.update(init="sha256:00")), "began with weights of another folder"),
+        (edited("recipe.json", lambda r: r.update(batch_size=8)), "is stage .* and its recipe on the data here"),
+        (
+            edited("recipe.json", lambda r: r.update(init="sha256:00")),
+            "is stage .* and its recipe on the data here",
+        ),
+        (edited("parents.json", lambda p: p.append("copy")), "is said to have taught itself"),
         (edited("parents.json", lambda p: p.append("0123456789ab")), "0123456789ab has no recipe.json|is no folder"),
     ],
 )
