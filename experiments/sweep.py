@@ -106,9 +106,8 @@ def rows(given: Sweep) -> dict[str, Row]:
             teacher, student = common.pair(cell.config, 0)
         except Refused as error:
             raise Refused(f"{name}: {error}") from error
-        named = {"name": f"{name} seed"}
         teachers.setdefault(dataclasses.replace(teacher, name=f"teacher {name}"), name)
-        stage = dataclasses.replace(teacher if student.recipe.distill is None else student, **named)
+        stage = dataclasses.replace(teacher if student.recipe.distill is None else student, name=name)
         if stage in students:
             raise Refused(f"{name} is the same as {students[stage]}; leave one of them out.")
         students[stage] = name

@@ -57,8 +57,10 @@ def _parents(folder: Path) -> list[Any]:
         raise Refused(f"the teacher {folder} has no recipe.json; expected a finished run ({hint}).")
     if problems := verify_manifest(folder):
         raise Refused(f"the teacher {folder} is not finished or not intact ({problems[0]}); finish that run first.")
-    parents = _read(folder, "parents.json", list)
-    return list(parents)
+    parents = list(_read(folder, "parents.json", list))
+    if len(parents) > 1:
+        raise Refused(f"the teacher {folder} was itself taught by a control of {parents[1]}; train it in this folder.")
+    return parents
 
 
 def _stage(folder: Path, parent: Stage | None, data: Data) -> Stage:

@@ -38,8 +38,7 @@ class Stage:
     Attributes:
       as_soft_as: the control of a teacher that was trained to doubt, such as a DUS teacher: the teacher's logits are
         divided by the one temperature at which their mean entropy on the calibration split is that of this stage's.
-      place: the directory of a run that was finished elsewhere (`kdjax.elsewhere`), which is read and never written;
-        None for the work directory. It is not hashed.
+      place: where a run that was finished elsewhere lies (`kdjax.elsewhere`); it is never written, and not hashed.
     """
 
     recipe: Recipe
@@ -58,15 +57,14 @@ class Stage:
         """sha256(canonical recipe + parents' ids + dataset fingerprint + FORMAT), 12 hex digits."""
         for ancestor in _lineage(self, known=lambda stage: "id" in vars(stage)):
             ancestor.id  # noqa: B018  # eldest first, so that none has to ask another
-        parents = [parent.id for parent in self.parents]
-        content = [self._text, parents, dataset(self.recipe.data).fingerprint, FORMAT]
+        content = [self._text, [parent.id for parent in self.parents], dataset(self.recipe.data).fingerprint, FORMAT]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:12]
 
     @property
     def owner(self) -> dict[str, Any]:
         """What the stage's manifests name, so that files under another stage's name are refused."""
-        parents = [parent.id for parent in self.parents]
-        return {"stage": self.id, "recipe": hashlib.sha256(self._text.encode()).hexdigest(), "parents": parents}
+        recipe = hashlib.sha256(self._text.encode()).hexdigest()
+        return {"stage": self.id, "recipe": recipe, "parents": [parent.id for parent in self.parents]}
 
     @functools.cached_property
     def _text(self) -> str:
@@ -126,8 +124,7 @@ def check(stage: Stage) -> Stage:
 
     Raises:
       Refused: no teacher where one is needed or the reverse; teacher and student that differ in classes; a teacher that
-        saw examples on which the student's calibration is fitted or judged; a folder to begin with that does not fit,
-        or layers of the teacher that do not.
+        saw examples on which the student's calibration is fitted or judged; a folder, or layers, that do not fit.
     """
     for each in [*_lineage(stage), stage]:
         _check(each)

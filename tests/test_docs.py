@@ -44,6 +44,7 @@ NOT_RUN = {
     "import jax.export, numpy": "reads an exported run; tests/cli/test_export_formats.py runs it on the quickstart's",
     "import onnxruntime, numpy": "reads an exported run; tests/cli/test_export_formats.py runs it on the quickstart's",
     "teacher = elsewhere.finished(": "needs a run of another folder; tests/test_elsewhere.py reads one",
+    "Recipe(init=": "needs a folder of weights; tests/text/test_starts.py begins with small ones",
     'teacher = load("bert-base': "needs a folder of weights; tests/text reads small ones",
     "Tokenizer(Vocabulary.from_folder(folder))": "needs a folder with a vocabulary; tests/text reads small ones",
 }
