@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-all attack lint format bench clean
+.PHONY: quickstart test test-all attack soak lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -19,6 +19,10 @@ test-all: $(READY)
 SECONDS ?= 60
 attack: $(READY)
 	$(BIN)/python -m tests.faults.attack --seconds $(SECONDS) $(ARGS)
+
+# Two hundred small stages in one process: memory, open files and threads, printed.
+soak: $(READY)
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from kdjax.launch import PATIENCE
 from kdjax.recipes import Recipe
 from kdjax.settings import Settings
 
-PLACES = ("workdir", "writer", "distributed", "distributed_timeout")
+PLACES = ("workdir", "writer", "distributed", "distributed_timeout", "sign_with")
 """Flags that say where to and with whom; they are no part of a command's text."""
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 
@@ -47,6 +47,7 @@ class Command:
       teacher: the folder of a finished run that teaches, or "".
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
+      sign_with: a private key that signs every finished stage, or None.
       mixed_settings: put numbers that were computed under different settings into one table.
       fields: the dotted fields that flags or names set, each with the word that set it.
       text: the command without where it writes to and who else takes part.
@@ -59,6 +60,7 @@ class Command:
     distributed: str | None = None
     distributed_timeout: float = PATIENCE
     mixed_settings: bool = False
+    sign_with: str | None = None
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: str = ""
 
@@ -87,6 +89,9 @@ def defined() -> flags.FlagValues:
         "Put numbers computed under different settings (XLA flags, device, threads, versions) into one table.",
         values,
     )
+    flags.DEFINE_string(
+        "sign_with", None, "Sign every finished stage with this Ed25519 key, for those who publish runs.", values
+    )
     flags.DEFINE_float(
         "distributed_timeout",
         PATIENCE,
@@ -108,6 +113,8 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
     Raises:
       Refused: whatever is wrong with the words, in one sentence.
     """
+    values = defined()
+    argv = [_underscored(word, values) for word in argv]
     loading.imports(flag_values(argv, "import"))
     path, _, names = [default, *flag_values(argv, "config")][-1].strip().partition(":")
     module = loading.load(path)
@@ -119,7 +126,6 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         for subtree, remedy in ignored.items():
             if f"{field}.".startswith(f"{subtree}."):
                 raise Refused(f"{word} would change nothing here: {remedy}.")
-    values = defined()
     with config.unlocked():
         _choices(argv, config)
         _free_options(argv, config)
@@ -152,6 +158,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         distributed=values["distributed"].value,
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         mixed_settings=bool(values["mixed_settings"].value),
+        sign_with=values["sign_with"].value,
         fields={**named, **typed},
         text=" ".join([program(), *without(argv[1:], *PLACES)]),
     )
@@ -183,6 +190,13 @@ def flag_values(argv: Sequence[str], name: str) -> list[str]:
             following = argv[position + 1] if position + 1 < len(argv) else ""
             values.append(following if match[1] is None else match[1])
     return values
+
+
+def _underscored(word: str, known: flags.FlagValues) -> str:
+    """--sign-with as --sign_with: absl has one spelling, people have two."""
+    name, equals, value = word.partition("=")
+    spelled = f"--{name.lstrip('-').replace('-', '_')}"
+    return f"{spelled}{equals}{value}" if name.startswith("--") and spelled[2:].removeprefix("no") in known else word
 
 
 def without(argv: Sequence[str], *names: str) -> list[str]:

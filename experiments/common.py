@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import command, plans, usage
 from experiments.command import Command
 from experiments.plans import label
-from kdjax import console, launch, layout, meeting, metrics, provenance, results, runs, settings, stages
+from kdjax import console, launch, layout, meeting, metrics, provenance, results, runs, settings, signing, stages
 from kdjax.errors import Refused, literal
 from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
@@ -160,6 +160,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         if is_primary():
             plans.show(planned, seconds)
         return None
+    key = signing.Key(given.sign_with, "--sign-with") if given.sign_with else None
     if not given.mixed_settings:
         refuse_mixed(targets, Path(run.workdir))
     reporter = console.reporter() if is_primary() else console.Silent()
@@ -169,7 +170,12 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         reporter.close()
     if not given.mixed_settings:
         refuse_mixed(targets, Path(run.workdir))
-    return outcome if is_primary() else None
+    if not is_primary():
+        return None
+    if key is not None:
+        for result in outcome.results.values():
+            key.sign(result.directory)
+    return outcome
 
 
 def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:

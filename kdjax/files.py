@@ -4,7 +4,8 @@ A directory is finished iff its `manifest.json` verifies. The manifest is writte
 temporary name, is flushed to disk, and takes its final name by one rename, so that a process killed anywhere leaves the
 old file or the new one and never half of either. A rename replaces a symbolic link and never the file behind it.
 
-A manifest protects against accidents (a flipped bit, a torn copy, a folder under another's name) and is no signature.
+A manifest protects against accidents (a flipped bit, a torn copy, a folder under another's name) and is no signature:
+`kdjax.signing` makes one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kdjax.errors import Refused
 
 FORMAT = 2  # of everything on disk; a newer one is refused, an older one is read as long as a golden test pins it
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
 _LARGEST_JSON = 256 * 2**20
@@ -103,7 +105,14 @@ def read_json(path: Path) -> Any:
       Damaged: if it is not JSON, holds NaN, is absurdly large, or is no plain file (a pipe would be waited for).
       FileNotFoundError: if it is not there.
     """
-    path = Path(path)
+    try:
+        return json.loads(read_bytes(path).decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not readable as JSON ({error}).") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a small plain file; raises what `read_json` does."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
         about = os.fstat(handle)
@@ -111,11 +120,7 @@ def read_json(path: Path) -> Any:
             raise Damaged(f"{path} is not a plain file; it is not read.")
         if about.st_size > _LARGEST_JSON:
             raise Damaged(f"{path} has {about.st_size} bytes, more than any file of this kind needs; it is not read.")
-        data = file.read()
-    try:
-        return json.loads(data.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is not readable as JSON ({error}).") from error
+        return file.read()
 
 
 def write_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -131,6 +136,8 @@ def write_manifest(directory: Path, owner: Mapping[str, Any] | None = None) -> d
       "sha256": hex}.
     """
     directory = Path(directory)
+    with contextlib.suppress(OSError):  # it was of another manifest
+        (directory / SIGNATURE).unlink(missing_ok=True)
     listed = {name: _entry(path.path, flush=True) for name, path in _walk(directory).items() if path.is_file()}
     body = {"format": FORMAT, "owner": dict(owner or {}), "files": listed}
     manifest = {**body, "sha256": _seal(body)}
@@ -258,7 +265,7 @@ def _short(text: str) -> str:
 
 
 def _walk(directory: Path) -> dict[str, os.DirEntry[str]]:
-    """Everything below a directory that is not a directory, by relative name, without its manifest and its lock."""
+    """Everything below a directory that is not a directory, but manifest, signature and lock."""
     entries, folders = {}, [("", os.fspath(directory))]
     while folders:
         prefix, folder = folders.pop()
@@ -268,7 +275,7 @@ def _walk(directory: Path) -> dict[str, os.DirEntry[str]]:
                     folders.append((f"{prefix}{entry.name}/", entry.path))
                 else:
                     entries[prefix + entry.name] = entry
-    return {name: entries[name] for name in sorted(entries) if name not in (MANIFEST, LOCK)}
+    return {name: entries[name] for name in sorted(entries) if name not in (MANIFEST, SIGNATURE, LOCK)}
 
 
 def _size(path: str) -> int:

@@ -53,6 +53,7 @@ FLOORS = {
     "storage": 4,
     "limits": 4,
     "locks": 4,
+    "signing": 4,
     "variables": 4,
     "register": 5,
     "runs": 5,

@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _command(commands, "show", _show, "what a run is: its recipe, its numbers, its teacher and students")
     show.add_argument("run", metavar="RUN", help="a run's directory, or the workdir that holds several")
+    show.add_argument(
+        "--verify-with", default="", metavar="KEY.pub", help="refuse what the owner of this public key has not signed"
+    )
+
+    sign = _command(commands, "sign", _sign, "sign finished runs for those who publish them")
+    sign.add_argument("runs", nargs="+", metavar="RUN", help="a finished run's directory, or a workdir of such")
+    sign.add_argument("--key", required=True, metavar="KEY", help="an Ed25519 key: ssh-keygen -t ed25519 -f key")
 
     export = _command(
         commands, "export", _export, "a run's network as a file for others, compared with its stored logits"
@@ -195,7 +202,13 @@ def _apply(a: argparse.Namespace) -> list[str]:
 def _show(a: argparse.Namespace) -> list[str]:
     from kdjax.cli.show import show
 
-    return show(a.run)
+    return show(a.run, a.verify_with)
+
+
+def _sign(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.sign import sign
+
+    return sign(a.runs, a.key)
 
 
 def _export(a: argparse.Namespace) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdjax.cli import words
+from kdjax.cli import sign, words
 from kdjax.errors import Refused
 from kdjax.files import Damaged, read_json, verify_manifest
 from kdjax.recipes import Recipe, from_dict
@@ -17,12 +17,17 @@ from kdjax.report import COLUMNS, Grid
 _MOST = 10_000
 
 
-def show(run: str) -> list[str]:
+def show(run: str, verify_with: str = "") -> list[str]:
     """The lines that describe a stage's directory, or the tree of all stages in a workdir.
 
+    Args:
+      verify_with: a public key whose owner must have signed all that is shown.
+
     Raises:
-      Refused: neither a run nor a directory of runs.
+      Refused: neither a run nor a directory of runs; not signed, or not by that key.
     """
+    if verify_with:
+        return [*sign.verify(run, verify_with), *show(run)]
     directory = Path(run)
     if not directory.is_dir():
         raise Refused(f"{run} is no directory; expected a run such as runs/0123456789ab, or the workdir that holds it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,26 @@ def test_what_cannot_be_pinned_is_recorded(npz, tmp_path):
     (session,) = json.loads(path.read_text())["sessions"]
     assert session["step"] == 0 and session["numerics"]["xla_flags"] == ["--xla_cpu_enable_fast_math=true"]
     assert session["numerics"]["jax"] and session["numerics"]["device"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((provenance.cpus() or 1) < 2 or not hasattr(os, "sched_setaffinity"), reason="needs two processors")
+def test_another_number_of_threads_is_recorded(npz, tmp_path):
+    everywhere = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(everywhere)})  # which a child inherits
+        logits(npz, tmp_path)
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    (path,) = tmp_path.glob("*/environment.json")
+    (session,) = json.loads(path.read_text())["sessions"]
+    assert session["numerics"]["threads"] == 1
+    assert "threads 1 then and" in provenance.difference(session["numerics"], provenance.numerics())
+
+
+def test_without_git_the_commit_is_empty(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.environment()["commit"] == ""
 
 
 class Listener(console.Silent):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from kdjax import signals
 from kdjax.settings import Interrupted
+from tests.processes import ROOT, environment
 
 
 class Dies:
@@ -36,3 +40,51 @@ def test_a_signal_in_a_finalizer_within_a_step_is_noted():
     with pytest.raises(Interrupted), signals.watched() as asked, asked.later():
         Dies()
         assert asked == {"signal": signal.SIGTERM}
+
+
+def heeds(process: subprocess.Popen, number: int) -> bool:
+    """Whether the process has a handler for a signal: before that, Python itself is starting."""
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the handlers of a process")
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("SIGTERM", 0.0),
+        ("SIGINT", 0.0),
+        ("SIGTERM", 0.4),
+        ("SIGINT", 1.0),
+        ("SIGTERM", 2.5),
+        ("SIGINT", 5.0),
+        ("SIGTERM", 8.0),
+    ],
+)
+def test_a_signal_while_a_command_imports_and_starts_ends_it_in_one_sentence(tmp_path, name, seconds):
+    """An experiment as people start it, from its first import on: 75, one sentence, no traceback."""
+    words = [
+        f"--workdir={tmp_path / 'runs'}",
+        "--config=configs/digits.py:mlp",
+        "--config.recipe.teacher.epochs=100000",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "experiments.distill", *words],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    number = getattr(signal, name)
+    while not (heeds(child, signal.SIGTERM) and heeds(child, signal.SIGINT)):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    child.send_signal(number)
+    try:
+        said = child.communicate(timeout=60)[1]
+    finally:
+        child.kill()
+    assert child.returncode == 75, said
+    assert re.fullmatch(r"stopped: .* run the same command to go on\.\n", said), said
