@@ -58,6 +58,8 @@ def base(data_set: str) -> ConfigDict:
                 # Distillation temperatures that are compared (experiments.quickstart).
                 "temperatures": (1.0, 4.0),
             },
+            # The rows of a table that are run, by their full names; () is all of them.
+            "rows": (),
             # One replicate a seed; the split is shared, initialization, order and augmentation are not.
             "seeds": (0,),
             "run": dataclasses.asdict(Settings()),

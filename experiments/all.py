@@ -14,12 +14,31 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import ablation, common, pairs, table1
+from experiments import (
+    ablation,
+    common,
+    correlation,
+    drift,
+    generations,
+    pairs,
+    penultimate,
+    table1,
+    table2,
+)
 from kdjax import console
 from kdjax.errors import Refused, one_of
 from kdjax.settings import EXIT_INTERRUPTED, EXIT_REFUSED
 
-TABLES = {"table1": table1, "ablation": ablation, "pairs": pairs}
+TABLES = {
+    "table1": table1,
+    "drift": drift,
+    "generations": generations,
+    "penultimate": penultimate,
+    "table2": table2,
+    "ablation": ablation,
+    "pairs": pairs,
+    "correlation": correlation,
+}
 SIZES = ("cpu", "short", "paper")
 
 

@@ -48,7 +48,7 @@ _STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 0, "Steps scanned per c
 _TEACHER = flags.DEFINE_string("teacher", None, "The teacher's network; default wrn_40_2, or resnet8 with --quick.")
 _STUDENT = flags.DEFINE_string("student", None, "The student's network; default wrn_40_1, or resnet8 with --quick.")
 _TORCH = flags.DEFINE_bool("torch", True, "Compare with PyTorch where it is installed.")
-_CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:cpu", "The run whose memory is measured.")
+_CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:resnet8", "The run whose memory is measured.")
 
 EXIT_REFUSED = 2
 

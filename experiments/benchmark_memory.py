@@ -1,8 +1,8 @@
 """Peak host memory of a CIFAR-100 run, and what `import kdjax` costs: both in fresh processes.
 
-The run is the configuration's own (`configs/cifar100.py:cpu`), shortened in time and in nothing that takes memory: the
-whole data set is resident while teacher and student train a few steps and predict both splits; then a short run of one
-epoch goes through stages, checkpoints and files in the same process.
+The run is the configuration's own (`configs/cifar100.py:resnet8`), shortened in time and in nothing that takes memory:
+the whole data set is resident while teacher and student train a few steps and predict both splits; then a short run of
+one epoch goes through stages, checkpoints and files in the same process.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def recipes(config: str) -> dict[str, Any]:
     """
     file, _, names = config.partition(":")
     if not (ROOT / file).is_file():
-        raise Refused(f"there is no configuration {file}; expected one like configs/cifar100.py:cpu.")
+        raise Refused(f"there is no configuration {file}; expected one like configs/cifar100.py:resnet8.")
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
     return module.get_config(names).recipe.to_dict()
 

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
+MARKERS = "os^Dv*Px"
 STYLE: dict[str, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -67,7 +68,7 @@ def scatter(
     plt = _pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 4.4), layout="constrained")
-        for color, marker, (kind, labeled) in zip(COLORS, "os^Dv*Px", points.items(), strict=False):
+        for color, marker, (kind, labeled) in zip(COLORS, MARKERS, points.items(), strict=False):
             x, y = zip(*labeled.values(), strict=True)
             axes.scatter(x, y, color=color, marker=marker, label=kind)
             for label, at in labeled.items():
@@ -107,6 +108,70 @@ def curves(
         axes.set_title(title, loc="left")
         axes.legend(frameon=False)
         return _save(figure, path, f"{title}. {ylabel} over {xlabel}: {'; '.join(words)}.")
+
+
+Points = Mapping[float, tuple[float, float, float]]
+"""x -> (y, lower end, upper end)."""
+
+
+def over_seeds(points: Mapping[float, Sequence[float]]) -> Points:
+    """x -> values, as x -> (mean, mean - sd, mean + sd)."""
+    made = {}
+    for x, seeds in points.items():
+        mean, sd = float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
+        made[float(x)] = (mean, mean - sd, mean + sd)
+    return made
+
+
+def series(
+    path: Path, lines: Mapping[str, Points], *, xlabel: str, ylabel: str, title: str, zero: bool = False
+) -> Path:
+    """Points joined by lines, each with its interval; `zero` draws the line of no difference."""
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+        if zero:
+            axes.axhline(0.0, color="#666666", linewidth=0.8)
+        for color, marker, (name, points) in zip(COLORS, MARKERS, lines.items(), strict=False):
+            x, (y, low, high) = [*points], np.array([*points.values()]).T
+            axes.errorbar(x, y, (y - low, high - y), color=color, marker=marker, label=name, capsize=2, linewidth=1.2)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, loc="left")
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        words = "; ".join(
+            f"{name}: {', '.join(f'{x:g}: {y:.2f} ({low:.2f} to {high:.2f})' for x, (y, low, high) in points.items())}"
+            for name, points in lines.items()
+        )
+        return _save(figure, path, f"{title}. {ylabel} over {xlabel}: {words}.")
+
+
+def clusters(path: Path, panels: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, across: int, title: str) -> Path:
+    """Points of several classes in the plane, a panel each: (heading, class -> points [n, 2]).
+
+    Every panel has its own scale, and the same one for both axes.
+    """
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        down = -(-len(panels) // across)
+        size = (2.1 * across + 0.2, 2.2 * down + 0.6)
+        figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+        for ax in grid.flat[len(panels) :]:
+            ax.axis("off")
+        for ax, (heading, points) in zip(grid.flat, panels, strict=False):
+            for color, marker, (name, at) in zip(COLORS, MARKERS, points.items(), strict=False):
+                ax.scatter(at[:, 0], at[:, 1], color=color, marker=marker, label=name, s=6, alpha=0.7, linewidths=0)
+            ax.set_title(heading, loc="left", fontsize=8)
+            ax.set_aspect("equal", adjustable="datalim")
+            ax.tick_params(labelsize=6, length=2)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, markerscale=2)
+        middles = [(heading, {name: at.mean(0) for name, at in points.items()}) for heading, points in panels]
+        words = "; ".join(
+            f"{heading}: {', '.join(f'{name} around ({x:.2f}, {y:.2f})' for name, (x, y) in points.items())}"
+            for heading, points in middles
+        )
+        return _save(figure, path, f"{title}. {words}.")
 
 
 def heat(

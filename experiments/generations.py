@@ -1,27 +1,32 @@
-"""Iterative self-distillation: two chains of generations, from an uncalibrated and from a calibrated generation 0.
+"""KD(C), figure 4: two chains of self-distillation, from an uncalibrated and from a calibrated generation 0.
 
-    python -m experiments.generations --config=configs/cifar100.py:cpu --workdir runs/c100
-    python -m experiments.generations --config.recipe.generations=6
+    python -m experiments.generations --plan
+    python -m experiments.generations --config=configs/generations.py:cpu --workdir runs/generations_cpu
 
 In each chain generation 0 is the teacher's recipe (once with NLL, once with the config's calibrator), and every further
-generation is the student's recipe, taught by the generation before it (KD(C), figure 4).
+generation is the student's recipe, taught by the generation before it. The gap of a generation is the difference of the
+two chains. Sizes are described in configs/generations.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import common, figures, tables
+from experiments import common, figures, published, tables
 from experiments.command import Command
-from experiments.sheets import Sheet
+from experiments.sheets import Line, Sheet
 from experiments.tables import Row, values
+from kdjax import report
 from kdjax.stages import Stage, generations
 
 IGNORED = {name: common.ONLY[name] for name in ("recipe.temperatures", "teacher")}
 CHAINS = ("KD(UC)", "KD(C)")
+Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def rows(config: ConfigDict) -> dict[str, Row]:
@@ -44,30 +49,80 @@ def run(given: Command) -> None:
     finished = tables.run(given, rows(config))
     if finished is None:
         return
-    differences, bars = {}, {}
+    by_name = {line.name: line for line in finished.lines}
+    differences = {}
     for k in range(config.recipe.generations + 1):
-        lines = {chain: finished.line(f"{chain} generation {k}") for chain in CHAINS}
-        if difference := tables.paired(lines["KD(C)"], lines["KD(UC)"]):
+        if difference := tables.paired(*(by_name[f"{chain} generation {k}"] for chain in reversed(CHAINS))):
             differences[f"generation {k}"] = difference
-        if shown := {chain: values(line, "ece") for chain, line in lines.items() if line.metrics}:
-            bars[f"{k}"] = shown
-    pictures = []
-    if bars:
-        path = Path(config.run.workdir) / "generations.png"
-        title = "Calibration over generations of self-distillation"
-        pictures = [(title, figures.bars(path, bars, ylabel="ECE %", title=title))]
-    sentences = [common.difference_sentence(where, d["ece"]) for where, d in differences.items()]
     tables.publish(
         given,
         "generations",
         Sheet(finished.lines, tables.COLUMNS),
         finished,
-        title="Does calibration survive generations of self-distillation?",
-        summary=sentences or ["One seed, or a failed one: differences have no interval."],
-        figures=pictures,
-        kdc_minus_kduc=differences,
+        title="KD(C), figure 4: does calibration survive generations of self-distillation?",
+        summary=sentences(differences),
+        figures=drawn(config, by_name, differences),
+        grids=[("The gap KD(C) - KD(UC) of each generation, in points", gaps(differences))] if differences else [],
+        notes=[f"{published.KDC}, figure 4, prints curves without numbers: the gap narrows in each generation."],
+        differences=differences,
     )
 
 
+def sentences(differences: Differences) -> list[str]:
+    """The gap of the first and of the last generation, and whether it became smaller."""
+    if not differences:
+        return ["One seed, or a failed one: the gap has no interval."]
+    (first, start), (last, end) = next(iter(differences.items())), list(differences.items())[-1]
+    made = [common.difference_sentence(first, start["ece"])]
+    if last != first:
+        made.append(common.difference_sentence(last, end["ece"]))
+        sizes = [abs(one["ece"]["mean"]) for one in differences.values()]
+        steps = sum(b < a for a, b in itertools.pairwise(sizes))
+        ratio = f"{100 * sizes[-1] / sizes[0]:.0f} % of what it was" if sizes[0] else "as it was, zero,"
+        made.append(
+            f"The gap is {ratio} after {len(sizes) - 1} generations, and smaller than one generation before in {steps} "
+            f"of {len(sizes) - 1}."
+        )
+    return made
+
+
+def gaps(differences: Differences) -> report.Grid:
+    """Generation, then the gap in top-1 and ECE with its interval."""
+    rows_of = []
+    for where, difference in differences.items():
+        cells = [
+            f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]"
+            for d in (difference["ece"], difference["top1"])
+        ]
+        rows_of.append([where, *cells, str(difference["ece"]["n"])])
+    return report.Grid(["", "ECE", "top-1", "n"], rows_of)
+
+
+def drawn(config: ConfigDict, by_name: Mapping[str, Line], differences: Differences) -> list[tuple[str, Path]]:
+    """ECE and top-1 of both chains over generations, and the gap with its interval."""
+    folder, made = Path(config.run.workdir), []
+    for metric, head in (("ece", "ECE %"), ("top1", "top-1 %")):
+        curves = {}
+        for chain in CHAINS:
+            lines = {float(k): by_name[f"{chain} generation {k}"] for k in range(config.recipe.generations + 1)}
+            if points := {k: values(line, metric) for k, line in lines.items() if line.metrics}:
+                curves[chain] = figures.over_seeds(points)
+        if curves:
+            title = f"{head.removesuffix(' %')} over generations"
+            path = folder / f"generations_{metric}.png"
+            figures.series(path, curves, xlabel="generation", ylabel=head, title=title)
+            made.append((f"{title}, mean ± sd over seeds", path))
+    if differences:
+        gap: dict[float, tuple[float, float, float]] = {}
+        for where, difference in differences.items():
+            ece = difference["ece"]
+            gap[float(where.split()[-1])] = (100 * ece["mean"], 100 * ece["low"], 100 * ece["high"])
+        title = "Gap in ECE, KD(C) - KD(UC)"
+        path = folder / "generations_gap.png"
+        figures.series(path, {"gap": gap}, xlabel="generation", ylabel="points of ECE", title=title, zero=True)
+        made.append((f"{title}, with its bootstrap interval over seeds", path))
+    return made
+
+
 if __name__ == "__main__":
-    common.main(run, "configs/digits.py", ignored=IGNORED)
+    common.main(run, "configs/generations.py", workdir="runs/generations", ignored=IGNORED)

@@ -118,3 +118,9 @@ PAIRS: Mapping[tuple[str, str], Mapping[str, float | tuple[float, float]]] = {
     ("vgg13", "mobilenet_v2_half"): {"kd": 67.37, "mlld": 70.57, "kd gain": 2.17},
     ("resnet50", "mobilenet_v2_half"): {"kd": 67.35, "mlld": 71.04, "kd gain": 1.93},
 }
+
+# CIFAR-100, 17 teachers: R² of a straight line through student top-1 over the teacher's column, by student.
+CORRELATION: Mapping[str, Mapping[str, float]] = {
+    "wrn_16_2": {"ace_classwise": 0.9229, "top1": 0.6751},
+    "shufflenet_v2": {"ace_classwise": 0.8988, "top1": 0.5557},
+}

@@ -80,7 +80,6 @@ def run(given: Command) -> None:
         "results",
         Sheet(finished.lines, tables.COLUMNS),
         finished,
-        page="report",
         title="Does calibration survive distillation?",
         summary=[last.removeprefix("quickstart: ") + ".", *sentences],
         figures=[("Reliability on the test split, seeds pooled", figure)],

@@ -1,10 +1,12 @@
 """Writes the result tables of README.md and experiments/README.md from the JSON under experiments/results.
 
     cp runs/quickstart/results.json experiments/results/quickstart.json    # what an experiment wrote
+    cp runs/table1_cpu/*.png experiments/results/table1/                   # its figures, if they are to be shown
     python -m experiments.results
 
 A block starts with `<!-- results: NAME -->` and ends with `<!-- end -->`; what is between is replaced by the command,
-the table, the differences and the hardware that `experiments/results/NAME.json` records. No number is typed by hand.
+the tables, the sentences, the figures and the hardware that `experiments/results/NAME.json` records. No number is typed
+by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from absl import app
 
 from experiments import common, stored, tables
 from experiments.sheets import Line, Sheet
-from kdjax import checkpoints
+from kdjax import checkpoints, report
 from kdjax.errors import Refused
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +27,8 @@ STORE = ROOT / "experiments" / "results"
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def block(content: dict[str, Any]) -> str:
-    """One result as Markdown."""
+def block(content: dict[str, Any], name: str = "") -> str:
+    """One result as Markdown, with the figures of it that lie in `experiments/results/NAME/`."""
     lines_of = [Line(**row) for row in content["rows"]]
     what = content.get("published", {"what": "", "source": ""})
     lines = ["```", content["command"], "```", ""]
@@ -38,9 +40,16 @@ def block(content: dict[str, Any]) -> str:
     if not parts:
         sheet = Sheet(lines_of, content.get("columns", tables.COLUMNS), what["what"], what["source"])
         lines += [sheet.markdown().strip(), ""]
-    lines += [f"- {sentence}" for sentence in content.get("said", [])]
-    for where, difference in content.get("kdc_minus_kduc", {}).items():
-        lines.append(f"- {common.difference_sentence(where, difference['ece'])}")
+    for grid in content.get("grids", []):
+        body = tables.markdown_of(report.Grid(grid["head"], grid["rows"]))
+        lines += [f"{grid['caption']}:", "", body.strip(), ""]
+    differences = content.get("kdc_minus_kduc", {}).items()
+    told = [common.difference_sentence(where, difference["ece"]) for where, difference in differences]
+    said = [*content["said"], *told] if "said" in content else content.get("summary", told)
+    lines += [f"- {sentence}" for sentence in said]
+    for caption, file in content.get("page", {}).get("figures", []):
+        if (STORE / name / file).is_file():
+            lines += ["", f"![{caption}](results/{name}/{file})"]
     e = content["environment"]
     versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
     n = len(content["seeds"])
@@ -111,7 +120,7 @@ def render(text: str) -> str:
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
         content = checkpoints.read_json(path)
-        text = benchmark(content) if "step" in content else block(stored.read(path))
+        text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
         return match[1] + "\n" + text + match[3]
 
     return BLOCK.sub(fill, text)

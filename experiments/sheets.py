@@ -18,6 +18,8 @@ from kdjax import report
 from kdjax.errors import Refused
 
 COLUMNS = ("top1", "nll", "ece", "ece_over", "ece_under", "sce", "ace", "ece_refit")
+PART_COLUMNS = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "sce", "ace")
+"""The columns of the tables that have no published one."""
 
 
 class Line(NamedTuple):
@@ -127,6 +129,27 @@ class Sheet(NamedTuple):
         for cells in self.cells():
             made.add_row(*map(Text, cells))
         return made
+
+
+class Part(NamedTuple):
+    """Some rows of a table under a title of their own.
+
+    Attributes:
+      rows: name of a row -> what the source of this part prints for it, or "".
+      columns, published, source: as in `Sheet`.
+    """
+
+    title: str
+    rows: Mapping[str, str]
+    columns: Sequence[str] = PART_COLUMNS
+    published: str = ""
+    source: str = ""
+
+    def sheet(self, lines: Sequence[Line]) -> Sheet:
+        """The part as a sheet, its rows taken from those of the lines that exist."""
+        by_name = {line.name: line for line in lines}
+        chosen = [by_name[name]._replace(published=text) for name, text in self.rows.items() if name in by_name]
+        return Sheet(chosen, self.columns, self.published, self.source)
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "→": r"$\to$"}

@@ -16,17 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments import common, stored
+from experiments import common, pages, stored
 from experiments.command import Command
-from experiments.sheets import Line, Sheet
+from experiments.sheets import PART_COLUMNS, Line, Part, Sheet
 from kdjax import checkpoints, limits, metrics, posthoc, provenance, report, stages
+from kdjax.errors import one_of
 from kdjax.recipes import Recipe
 from kdjax.results import Result
 from kdjax.stages import Stage
 from kdjax.trainer import Diverged
 
-COLUMNS = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "sce", "ace")
-"""The columns of the tables that have no published one."""
+COLUMNS = PART_COLUMNS
+
+NOT_ASKED = "not asked for"
 
 GLOSSARY = (
     "KD(UC): a student distilled from a teacher trained with plain NLL; KD(C): from a teacher trained to be "
@@ -50,6 +52,7 @@ class Row(NamedTuple):
       more: further numbers of a finished stage, beside its test metrics.
       reference: the metrics of a method that is not trained by stages, such as a linear model; computed once.
       absent: why the row cannot be computed here, such as a data set that is not at hand, or "".
+      T: the stage's logits are divided by it before they are measured; > 0.
     """
 
     stage: Stage | None = None
@@ -58,20 +61,27 @@ class Row(NamedTuple):
     more: Callable[[Result], Mapping[str, float]] | None = None
     reference: Callable[[], Mapping[str, float]] | None = None
     absent: str = ""
+    T: float = 1.0
+
+
+def adjusted(row: Row, result: Result) -> Callable[[np.ndarray], np.ndarray]:
+    """logits [N, K] -> logits [N, K] as the row shows them: divided by T, then calibrated after training."""
+    if not row.posthoc:
+        return lambda logits: logits if row.T == 1 else np.asarray(logits / np.float32(row.T))
+    pair = posthoc.POSTHOC[row.posthoc]
+    logits, labels = result.logits("calibration")
+    fitted = pair.fit(logits / np.float32(row.T), labels)
+    return lambda logits: np.asarray(pair.apply(fitted, jnp.asarray(logits / np.float32(row.T))))
 
 
 def measured(row: Row, result: Result) -> dict[str, float]:
-    """The test metrics of one finished stage, of its logits after the row's post-hoc calibrator."""
-    if not row.posthoc:
+    """The test metrics of one finished stage, of its logits as the row shows them."""
+    if not row.posthoc and row.T == 1:
         more = {} if row.more is None else row.more(result)
         return {**result.metrics["test"], **more}
-    pair = posthoc.POSTHOC[row.posthoc]
-    calibration = result.logits("calibration")
-    fitted = pair.fit(*calibration)
-    logits, labels = result.logits("test")
-    after = [np.asarray(pair.apply(fitted, jnp.asarray(x))) for x in (calibration[0], logits)]
-    refitted = posthoc.refitted(after[0], calibration[1], after[1], labels)
-    return {**metrics.evaluate(after[1], labels), **refitted}
+    change = adjusted(row, result)
+    splits = [(change(logits), labels) for logits, labels in map(result.logits, ("calibration", "test"))]
+    return {**metrics.evaluate(*splits[1]), **posthoc.refitted(*splits[0], *splits[1])}
 
 
 class Finished(NamedTuple):
@@ -97,7 +107,7 @@ class Finished(NamedTuple):
         return {
             name: [stage.id for stage in members if stage.id in self.results]
             for name, members in self.groups.items()
-            if members and not self.rows[name].posthoc
+            if members and not self.rows[name].posthoc and self.rows[name].T == 1
         }
 
     def line(self, name: str) -> Line:
@@ -131,9 +141,17 @@ def grid(rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, list[Stage]
 def run(given: Command, rows: Mapping[str, Row]) -> Finished | None:
     """Runs every row over the seeds of the configuration; None under --plan and in processes that do not report.
 
-    A stage that diverges costs its own row and those it teaches a seed, and nothing else.
+    A stage that diverges costs its own row and those it teaches a seed, and nothing else. Rows that `config.rows`
+    leaves out are neither run nor printed.
+
+    Raises:
+      Refused: `config.rows` names a row that this table does not have.
     """
-    groups = grid(rows, list(given.config.seeds))
+    picked = given.config.get("rows", ())
+    if picked:
+        common.named("config.rows", picked)
+    asked = [one_of("config.rows", name, rows) for name in picked] or [*rows]
+    groups = grid({name: rows[name] for name in asked}, list(given.config.seeds))
     outcome = common.execute(given, [stage for members in groups.values() for stage in members])
     if given.plan:
         for name, row in rows.items():
@@ -143,6 +161,9 @@ def run(given: Command, rows: Mapping[str, Row]) -> Finished | None:
         return None
     lines = []
     for name, row in rows.items():
+        if name not in groups:
+            lines.append(Line(name, [], row.published, absent=NOT_ASKED))
+            continue
         finished = [measured(row, outcome.results[s.id]) for s in groups[name] if s.id in outcome.results]
         if row.reference is not None:
             finished.append(dict(row.reference()))
@@ -168,27 +189,6 @@ def changed(recipe: Recipe, *, optimizer: Mapping[str, Any] | None = None, **fie
     return dataclasses.replace(recipe, optimizer=made, **fields)
 
 
-class Part(NamedTuple):
-    """Some rows of a table under a title of their own.
-
-    Attributes:
-      rows: name of a row -> what the source of this part prints for it, or "".
-      columns, published, source: as in `Sheet`.
-    """
-
-    title: str
-    rows: Mapping[str, str]
-    columns: Sequence[str] = COLUMNS
-    published: str = ""
-    source: str = ""
-
-    def sheet(self, lines: Sequence[Line]) -> Sheet:
-        """The part as a sheet, its rows taken from all lines."""
-        by_name = {line.name: line for line in lines}
-        chosen = [by_name[name]._replace(published=text) for name, text in self.rows.items()]
-        return Sheet(chosen, self.columns, self.published, self.source)
-
-
 def values(line: Line, metric: str, scale: float = 100.0) -> list[float]:
     """One number a seed, in percent unless told."""
     return [scale * seed[metric] for seed in line.metrics]
@@ -202,16 +202,17 @@ def publish(
     *,
     title: str,
     summary: Sequence[str],
-    page: str = "",
     figures: Sequence[tuple[str, Path]] = (),
+    grids: Sequence[tuple[str, report.Grid]] = (),
     notes: Sequence[str] = (),
     parts: Sequence[Part] = (),
     **extra: Any,
 ) -> None:
-    """Prints the sheet and writes NAME.md, .csv, .tex, .json and a page into the work directory.
+    """Prints the sheet and writes NAME.md, .csv, .tex, .json and the page report.html into the work directory.
 
     Args:
-      page: the page's file name, without .html; NAME if empty.
+      figures: (caption, PNG in the work directory).
+      grids: (caption, a further small table).
       parts: the sheets that are printed and shown in place of the one that holds all rows, where a table has several;
         NAME.csv and NAME.json hold all rows still.
       extra: more entries of the JSON file.
@@ -221,18 +222,23 @@ def publish(
     """
     folder = Path(given.config.run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [(part.title, part.sheet(finished.lines)) for part in parts]
+    sheet = sheet._replace(lines=[line for line in sheet.lines if line.absent != NOT_ASKED])
+    shown = [(part.title, part.sheet(sheet.lines)) for part in parts]
     shown = shown or [("Test split, mean ± sd over seeds", sheet)]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for caption, one in shown:
         if parts:
             print(caption)
         console.print(one.rich())
-    markdown = "\n".join(f"{caption}\n\n{one.markdown()}" if parts else one.markdown() for caption, one in shown)
+    markdown = [f"{caption}\n\n{one.markdown()}" if parts else one.markdown() for caption, one in shown]
+    markdown += [f"{caption}:\n\n{markdown_of(grid)}" for caption, grid in grids]
     latex = "\n".join(f"% {caption}\n{one.latex()}" if parts else one.latex() for caption, one in shown)
-    for ending, text in (("md", markdown), ("csv", sheet.csv()), ("tex", latex)):
+    for ending, text in (("md", "\n".join(markdown)), ("csv", sheet.csv()), ("tex", latex)):
         checkpoints.write_text(folder / f"{name}.{ending}", text)
     environment = provenance.environment()
+    about = [*common.data_sentences(finished.groups), *([f"Size: {given.config.size}"] if given.config.size else [])]
+    versions = environment["versions"]
+    measured_on = f"Measured on {environment['device']}, {environment['cpus']} cores, jax {versions['jax']}."
     content = {
         "command": given.text,
         "environment": environment,
@@ -241,24 +247,28 @@ def publish(
         "rows": [line._asdict() for line in sheet.lines],
         "published": {"what": sheet.published, "source": sheet.source},
         "stages": finished.ids,
+        "grids": [{"caption": caption, "head": grid.heads(), "rows": grid.cells()} for caption, grid in grids],
+        "summary": [*summary],
+        "page": {
+            "title": title,
+            "figures": [[caption, Path(path).name] for caption, path in figures],
+            "notes": [*about, *GLOSSARY, *notes, f"Command: {given.text}", measured_on],
+        },
         **({"parts": [part._asdict() for part in parts]} if parts else {}),
         **extra,
     }
     stored.write(folder / f"{name}.json", content)
-    versions = environment["versions"]
-    measured_on = f"Measured on {environment['device']}, {environment['cpus']} cores, jax {versions['jax']}."
-    about = [*common.data_sentences(finished.groups), *([f"Size: {given.config.size}"] if given.config.size else [])]
-    report.page(
-        folder / f"{page or name}.html",
-        title=title,
-        summary=[*summary],
-        tables=shown,  # type: ignore[arg-type]
-        figures=figures,
-        notes=[*about, *GLOSSARY, *notes, f"Command: {given.text}", measured_on],
-    )
+    pages.write(folder, first=name)
     for sentence in summary:
         print(sentence)
-    print(f"report: {folder / f'{page or name}.html'}")
+    print(f"report: {folder / pages.NAME}")
     if finished.failures:
         first = [f"{stage}: {why}" for stage, why in finished.failures.items()][:3]
         raise Diverged(f"{len(finished.failures)} stages failed, and their rows say so; {'; '.join(first)}")
+
+
+def markdown_of(grid: report.Grid) -> str:
+    """A small table as Markdown, ending in a newline."""
+    heads, *body = [[cell.replace("|", "\\|") for cell in row] for row in (grid.heads(), *grid.cells())]
+    rule = ["---", *("---:" for _ in heads[1:])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, rule, *body))

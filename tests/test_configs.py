@@ -51,7 +51,7 @@ def test_the_string_names_teacher_calibrator_student_and_distiller():
     swapped = cifar100.get_config("wrn_16_1,adafocal,wrn_16_1,focal,cpu")
     assert (swapped.recipe.teacher.method, swapped.recipe.student.method) == ("adafocal", "focal")
     # A preset sets sizes and networks where none is named.
-    assert (swapped.recipe.teacher.model, swapped.recipe.teacher.epochs) == ("wrn_16_1", 5)
+    assert (swapped.recipe.teacher.model, swapped.recipe.teacher.epochs) == ("wrn_16_1", 60)
     # The family's options of another method do not leak into the chosen one.
     assert "beta" not in swapped.recipe.teacher.options
 

@@ -68,6 +68,17 @@ COLUMNS: Mapping[str, Column] = {
     "agreement": Column("agrees with teacher %", better=""),
     "kl_to_teacher": Column("KL to teacher", 1.0, 3, ""),
     "js_to_teacher": Column("JS to teacher", 1.0, 3, ""),
+    # Under shift: ECE by severity, means over what was done to the images.
+    **{f"ece_severity_{severity}": Column(f"ECE % at {severity}") for severity in range(1, 6)},
+    "ece_shifted": Column("ECE shifted %"),
+    "top1_shifted": Column("top-1 shifted %", better="↑"),
+    "aurc_shifted": Column("AURC shifted %"),
+    # On the plane of three class weights, in units of the features.
+    "plane_spread": Column("spread", 1.0, 3, ""),
+    "plane_near": Column("alike apart by", 1.0, 3, ""),
+    "plane_far": Column("others apart by", 1.0, 3, ""),
+    "plane_ratio": Column("spread / distance", 1.0, 3, ""),
+    "plane_alike": Column("alike / others", 1.0, 3, ""),
     "ood_auroc": Column("OOD AUROC %", better="↑"),
     "ood_fpr95": Column("OOD FPR95 %"),
     "ood_auroc_energy": Column("OOD AUROC % (energy)", better="↑"),

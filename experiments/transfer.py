@@ -1,0 +1,147 @@
+"""What KD(C)'s tables 1 and 2 are made of: every calibrator alone, and students of calibrated teachers.
+
+Rows: each calibrator on the teacher's network and on each student's, NLL followed by temperature scaling, and each
+student distilled from the teachers of `config.recipe.teachers`: a calibrator, or "CALIBRATOR + POSTHOC" for a teacher
+that is calibrated after its training. `experiments.table1` and `experiments.table2` say which table it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs.base import meant
+from experiments import common, figures, published, tables
+from experiments.command import Command
+from experiments.sheets import Line, Sheet, printed
+from experiments.tables import Row, values
+from kdjax.recipes import Distill
+from kdjax.stages import Stage
+
+
+def alone(config: ConfigDict, network: str, method: str) -> Stage:
+    """A network trained with one calibrator, without a teacher."""
+    who = "teacher" if network == config.recipe.teacher.model else "student"
+    recipe = common.recipe(config, who, 0, model=network, method=method, options=meant(method), distill=None)
+    return Stage(recipe, name=f"{network} {method}")
+
+
+def student(config: ConfigDict, network: str, teacher: str) -> Stage:
+    """A network distilled from the teacher's network, trained and perhaps calibrated afterwards as `teacher` says."""
+    method, _, calibrator = teacher.partition(" + ")
+    recipe = common.recipe(config, "student", 0, model=network)
+    if calibrator:
+        term = dataclasses.replace(recipe.distill or Distill(), posthoc=calibrator)
+        recipe = dataclasses.replace(recipe, distill=term)
+    return Stage(recipe, alone(config, config.recipe.teacher.model, method), name=taught(config, network, teacher))
+
+
+def rows(config: ConfigDict, figures_of: published.Figures) -> dict[str, Row]:
+    """Every row by its name.
+
+    Args:
+      figures_of: (network, row) -> what the paper prints.
+    """
+    common.named("config.recipe.calibrators", config.recipe.calibrators)
+    common.named("config.recipe.teachers", config.recipe.teachers)
+    common.named("config.recipe.students", config.recipe.students)
+    made = {}
+    for network in dict.fromkeys([config.recipe.teacher.model, *config.recipe.students]):
+        for method in config.recipe.calibrators:
+            stage = alone(config, network, method)
+            made[f"{network} {method}"] = Row(stage, published=printed(figures_of.get((network, method))))
+            if method == config.recipe.uncalibrated:
+                name = f"{method} + temperature"
+                made[f"{network} {name}"] = Row(stage, "temperature", printed(figures_of.get((network, name))))
+    for network in config.recipe.students:
+        for teacher in config.recipe.teachers:
+            stage = student(config, network, teacher)
+            made[stage.name] = Row(stage, published=printed(figures_of.get((network, f"kd from {teacher}"))))
+    return made
+
+
+def kind(config: ConfigDict, teacher: str) -> str:
+    """How the paper calls distillation from such a teacher."""
+    return "KD(UC)" if teacher == config.recipe.uncalibrated else "KD(C)"
+
+
+def taught(config: ConfigDict, network: str, teacher: str) -> str:
+    """The name of a student's row."""
+    return f"{network} {kind(config, teacher)} from {config.recipe.teacher.model} {teacher}"
+
+
+def run(given: Command, name: str, figures_of: published.Figures, *, title: str, source: str) -> None:
+    """Runs the table and publishes it as NAME."""
+    config = given.config
+    finished = tables.run(given, rows(config, figures_of))
+    if finished is None:
+        return
+    differences = {}
+    by_name = {line.name: line for line in finished.lines}
+    for network in config.recipe.students:
+        plain = by_name.get(taught(config, network, config.recipe.uncalibrated))
+        for teacher in config.recipe.teachers:
+            calibrated = by_name[taught(config, network, teacher)]
+            if plain is not None and calibrated is not plain and (difference := tables.paired(calibrated, plain)):
+                differences[f"{network}, {teacher} teacher"] = difference
+    sentences = [common.difference_sentence(where, difference["ece"]) for where, difference in differences.items()]
+    if not sentences:
+        sentences = ["Too few seeds finished, or too few teachers were asked for, to compare KD(C) with KD(UC)."]
+    tables.publish(
+        given,
+        name,
+        Sheet(finished.lines, published="top-1 / ECE / SCE / ACE %", source=source),
+        finished,
+        title=title,
+        summary=sentences,
+        figures=drawn(config, by_name),
+        kdc_minus_kduc=differences,
+    )
+
+
+def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Path]]:
+    """Figures 2 and 3 for each student."""
+    folder = Path(config.run.workdir)
+    made = []
+    for network in config.recipe.students:
+        direct = {method: by_name[f"{network} {method}"] for method in config.recipe.calibrators}
+        distilled = {teacher: by_name[taught(config, network, teacher)] for teacher in config.recipe.teachers}
+        # A teacher that is calibrated after its training stands beside the student calibrated so itself.
+        direct |= {t: by_name[f"{network} {t}"] for t in config.recipe.teachers if f"{network} {t}" in by_name}
+        groups = {
+            method: {"trained alone": values(direct[method], "ece"), "distilled": values(distilled[method], "ece")}
+            for method in config.recipe.teachers
+            if method in direct and direct[method].metrics and distilled[method].metrics
+        }
+        if groups:
+            path = figures.bars(
+                folder / f"bars_{network}.png", groups, ylabel="ECE %", title=f"{network}: trained alone and distilled"
+            )
+            made.append((f"ECE of {network} trained with each calibrator, and distilled from its teacher", path))
+        for metric, head in (("ece", "ECE %"), ("sce", "SCE %")):
+            points = {"trained alone": means(direct, metric), "distilled": means(distilled, metric)}
+            points = {name: labeled for name, labeled in points.items() if labeled}
+            if points:
+                path = figures.scatter(
+                    folder / f"scatter_{metric}_{network}.png",
+                    points,
+                    xlabel="top-1 %",
+                    ylabel=head,
+                    title=f"{network}: accuracy and {head.removesuffix(' %')}",
+                )
+                made.append((f"Accuracy of {network} against {head.removesuffix(' %')}", path))
+    return made
+
+
+def means(lines: Mapping[str, Line], metric: str) -> dict[str, tuple[float, float]]:
+    """Row -> (mean top-1, mean of the metric) over the seeds that finished."""
+
+    def mean(numbers: Sequence[float]) -> float:
+        return sum(numbers) / len(numbers)
+
+    return {
+        name: (mean(values(line, "top1")), mean(values(line, metric))) for name, line in lines.items() if line.metrics
+    }
