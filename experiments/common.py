@@ -18,7 +18,20 @@ from ml_collections import ConfigDict
 from experiments import command, plans, usage
 from experiments.command import Command
 from experiments.plans import label
-from kdjax import console, launch, layout, meeting, metrics, provenance, results, runs, settings, signing, stages
+from kdjax import (
+    console,
+    launch,
+    layout,
+    meeting,
+    metrics,
+    planning,
+    provenance,
+    results,
+    runs,
+    settings,
+    signing,
+    stages,
+)
 from kdjax.errors import Refused, literal
 from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
@@ -155,7 +168,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         mesh = layout.mesh(run.devices)
         for stage in stages.order(targets):
             layout.check_batch(stage.recipe.batch_size, mesh)
-        planned = stages.plan(targets, Path(run.workdir))
+        planned = planning.plan(targets, Path(run.workdir))
         seconds = plans.probe([row for row in planned if row.status != "done"], run) if given.probe else None
         if is_primary():
             plans.show(planned, seconds)

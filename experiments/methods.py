@@ -28,7 +28,7 @@ NOTES = {
     "distiller": (
         "`cud` and `knowledge_adjustment` act where the teacher's top class is not the label; `metrics.jsonl` has that",
         "share as `firing_rate`. On the teacher's own training examples it is small: cross-fitted outputs,",
-        "`teachers.remembered(trainer.cross_fitted(recipe, dataset, folds=5))`, err as often as on new data.",
+        "`--config.recipe.student.teacher_outputs=crossfit:5`, err as often as on new data.",
         "`--config.recipe.student.distill.options.control=entropy` is the control: the teacher tempered to the same",
         "mean entropy; with `...options.control='entropy(nats=1.2)'` to 1.2 nats, such as the `entropy` in a `dus`",
         "teacher's `result.json`. With the method `kd`, `...options.target='project(near_mass=0.4)'`, `margin(c=0.1)`",

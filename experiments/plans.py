@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdjax import models, objectives, stages, tasks, teachers
+from kdjax import models, objectives, planning, stages, tasks, teachers
 from kdjax.errors import literal
 from kdjax.options import Options
 from kdjax.parts import parts
@@ -35,7 +35,7 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.model} {recipe.distill.method}{temperature}"
 
 
-def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None = None) -> None:
+def show(planned: Sequence[planning.Planned], seconds: Mapping[str, float] | None = None) -> None:
     """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out.
 
     Of more than `MOST_ROWS` stages, those that differ in the seed alone share a row.
@@ -46,10 +46,10 @@ def show(planned: Sequence[stages.Planned], seconds: Mapping[str, float] | None 
     table = Table(title="plan", title_justify="left")
     for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
         table.add_column(column, justify="right" if column in ("steps", "TFLOP", "objective state") else "left")
-    kinds: dict[Hashable, list[stages.Planned]] = {}
+    kinds: dict[Hashable, list[planning.Planned]] = {}
     for row in planned:
         kinds.setdefault(stages.kind_of(row.stage), []).append(row)
-    groups: Iterable[list[stages.Planned]] = [[row] for row in planned]
+    groups: Iterable[list[planning.Planned]] = [[row] for row in planned]
     if len(planned) > MOST_ROWS:
         groups = itertools.chain.from_iterable(_by_status(rows) for rows in kinds.values())
     for row, *others in groups:
@@ -83,8 +83,8 @@ MOST_ROWS = 200
 PROBED = 5
 
 
-def _by_status(rows: Iterable[stages.Planned]) -> Iterable[list[stages.Planned]]:
-    groups: dict[str, list[stages.Planned]] = {}
+def _by_status(rows: Iterable[planning.Planned]) -> Iterable[list[planning.Planned]]:
+    groups: dict[str, list[planning.Planned]] = {}
     for row in rows:
         groups.setdefault(row.status, []).append(row)
     return groups.values()
@@ -99,7 +99,7 @@ def kind_of_step(stage: Stage) -> Hashable:
     return *networks, method, views, recipe.transform, recipe.batch_size, recipe.norm_group, recipe.data
 
 
-def probe(planned: Sequence[stages.Planned], run: Settings) -> dict[str, float]:
+def probe(planned: Sequence[planning.Planned], run: Settings) -> dict[str, float]:
     """Stage id -> seconds of a step here, timed over a few steps of every kind after one that compiles.
 
     Every network has random weights, pretrained or not; its cost is the same. A stage without steps costs none.
@@ -183,7 +183,8 @@ def described(recipe: Recipe) -> str:
     term = recipe.distill
     weights = term.weights or (round(1 - term.alpha, 12), term.alpha)
     teacher = f", teacher calibrated by {term.posthoc}" if term.posthoc else ""
-    return f"{weights[0]:g} * {hard} + {weights[1]:g} * {_method(term.method, dict(term.options))}{teacher}"
+    where = {"auto": "", "live": ""}.get(recipe.teacher_outputs, f", teacher outputs {recipe.teacher_outputs}")
+    return f"{weights[0]:g} * {hard} + {weights[1]:g} * {_method(term.method, dict(term.options))}{teacher}{where}"
 
 
 def _method(name: str, given: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Parts(NamedTuple):
 
 
 def parts(recipe: Recipe, dataset: Dataset) -> Parts:
-    """The pure functions of a recipe on that data set; the same objects for recipes that differ only in the seed.
+    """The pure functions of a recipe on that data set; the same objects for recipes of one `kind`.
 
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform, or a method that brings
@@ -49,7 +49,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     limits.refuse_steps(recipe.epochs, steps)
     starts.check(recipe, dataset)
     _check_vocabulary(recipe, dataset)
-    return _parts(recipe.with_seed(0), dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
+    return _parts(recipe.kind(), dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
 
 
 def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import optax
 
-from kdjax import models, objectives, optim, posthoc, recipe_text, starts, transforms
+from kdjax import models, objectives, optim, outputs, posthoc, recipe_text, starts, transforms
 from kdjax.errors import Refused, nearest, one_of, positive, within
-from kdjax.options import Options, as_kind, integer
+from kdjax.options import Options, as_kind, each, integer
 
 NONE = Options()
 
@@ -50,6 +50,8 @@ class Data:
     """Which examples, split how: the arguments of `kdjax.data.load`, where each is described.
 
     A field at its default here leaves the choice to the data set. `options` are those that only some data sets have.
+    `fold` is () or (which part of the training split is left out, of how many, seed of the partition), see
+    `kdjax.data.folds`; cross-fitted teachers set it.
     """
 
     name: str = "digits"
@@ -67,16 +69,23 @@ class Data:
     classes: int = 0
     resolution: int = 0
     options: Mapping[str, Any] = NONE
+    fold: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _typed(self, "data.")
+        if self.fold:
+            each(integer(0), 3)("data.fold", self.fold)
+            integer(0, self.fold[1] - 1)("data.fold[0]", self.fold[0])
         within("data.calibration_fraction", self.calibration_fraction, 0, 1, open_low=True, open_high=True)
         within("data.noise", self.noise, 0)
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from their default, as `kdjax.data.load` takes them."""
         names = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        return {**{name: getattr(self, name) for name in names if name not in ("name", "options")}, **self.options}
+        return {
+            **{name: getattr(self, name) for name in names if name not in ("name", "options", "fold")},
+            **self.options,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +190,7 @@ class Recipe:
       init_layers: of these layers alone, counted from 0, in the student's order, with a new head; () takes all.
       init_head: "auto" keeps the folder's head where its classes have the data's names and draws a new one else, "keep"
         insists on it, "new" draws one.
+      teacher_outputs: "live", "stored", "crossfit:5" or "auto" (`kdjax.outputs`); without `distill` it is "auto".
 
     Raises:
       Refused: in one sentence, when made, whatever is wrong with it.
@@ -203,11 +213,15 @@ class Recipe:
     init: str = ""
     init_layers: tuple[int, ...] = ()
     init_head: str = "auto"
+    teacher_outputs: str = "auto"
 
     def __post_init__(self) -> None:
         _typed(self, "")
         if self.distill is not None and not isinstance(self.distill, Distill):
             raise Refused(f"distill is {self.distill!r}; expected None or Distill(method=...), such as Distill('kd').")
+        outputs.folds(self.teacher_outputs)
+        if self.distill is None:
+            object.__setattr__(self, "teacher_outputs", outputs.AUTO)
         integer(0 if starts.begins_trained(self) else 1)("epochs", self.epochs)
         integer(1)("batch_size", self.batch_size)
         integer(0)("norm_group", self.norm_group)
@@ -244,6 +258,13 @@ class Recipe:
         other = copy.copy(self)
         object.__setattr__(other, "seed", integer(0, 2**32 - 1)("seed", as_kind("seed", seed, 0, _REMEDIES)))
         return other
+
+    def kind(self) -> Recipe:
+        """The same for recipes that differ in the seed alone, or in which part of the training split is left out."""
+        if not self.data.fold:
+            return self.with_seed(0)
+        alike = dataclasses.replace(self.data, fold=(0, self.data.fold[1], 0))
+        return dataclasses.replace(self, seed=0, data=alike)
 
     def resolved(self) -> dict[str, Any]:
         """Every field and every option as plain JSON values: what a stage's recipe.json holds.

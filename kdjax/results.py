@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import checkpoints, metrics, posthoc, provenance, starts, targets, teachers
+from kdjax import checkpoints, data, metrics, outputs, posthoc, provenance, starts, step, targets, teachers
 from kdjax.checkpoints import Damaged
 from kdjax.errors import Refused
-from kdjax.layout import mesh, to_host
+from kdjax.layout import mesh, place, replicated, to_host
 from kdjax.parts import Parts, parts
-from kdjax.stages import Stage, abstract_variables, dataset
+from kdjax.recipes import Data
+from kdjax.stages import Stage, abstract_variables, dataset, folds
 from kdjax.tasks import Start
-from kdjax.types import PyTree
+from kdjax.trainer import predict
+from kdjax.types import PyTree, Split
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -158,31 +160,85 @@ def start_of(stage: Stage, workdir: Path) -> Start | None:
     return start
 
 
-def teacher_of(stage: Stage, workdir: Path) -> teachers.Teacher | None:
-    """The finished parent of a stage as a teacher, post-hoc calibrated on the calibration split if the recipe says so.
+def teacher_of(stage: Stage, workdir: Path, devices: int = 0) -> teachers.Teacher | None:
+    """What teaches a stage, out of its finished parents, as the recipe's `teacher_outputs` says; None for nothing.
+
+    A post-hoc calibrator is fitted to the teacher on the calibration split; of cross-fitted teachers, to each its own.
+    Then the logits are divided by the stage's `matching_temperature`, if it is to be as soft as another.
+
+    Args:
+      devices: on how many logits are computed beforehand; 0 means all.
 
     Raises:
-      Refused: if the parent is not finished, or its files no longer verify.
+      Refused: if a parent is not finished, or its files no longer verify.
     """
-    if stage.teacher is None or stage.recipe.distill is None:
+    teacher, distill = stage.teacher, stage.recipe.distill
+    if teacher is None or distill is None:
         return None
+    _refuse_unfinished(stage, workdir)
+    which = stage.recipe.data
+    how = outputs.how(stage.recipe, dataset(which))
+    if how == outputs.CROSSFIT:
+        taught = teachers.remembered(_cross_fitted(folds(stage), which, distill.posthoc, workdir, devices))
+    elif how == outputs.STORED:
+        taught = teachers.remembered(_logits_of(teacher, which, stage.recipe.batch_size, workdir, devices))
+    else:
+        pieces, variables = selected(teacher, workdir)
+        taught = teachers.frozen(pieces.model, variables)
+    if distill.posthoc and how != outputs.CROSSFIT:
+        taught = teachers.calibrated(taught, *_calibrator(teacher, distill.posthoc, workdir))
+    if stage.as_soft_as is not None:
+        taught = teachers.scaled(taught, matching_temperature(stage, workdir))
+    return taught
+
+
+def _refuse_unfinished(stage: Stage, workdir: Path) -> None:
     for parent in stage.parents:
         directory = parent.directory(workdir)
         if problems := checkpoints.verify_manifest(directory, parent.owner):
-            what = "teacher" if parent is stage.teacher else "parent"
+            what = "parent" if parent is stage.as_soft_as else "teacher"
             raise Refused(
                 f"the {what} of {stage.name!r} in {directory} is not finished or not intact ({problems[0]}); run it "
                 "first."
             )
-    directory = stage.teacher.directory(workdir)
-    pieces, variables = selected(stage.teacher, workdir)
-    teacher = teachers.frozen(pieces.model, variables)
-    if stage.recipe.distill.posthoc:
-        pair = posthoc.POSTHOC[stage.recipe.distill.posthoc]
-        teacher = teachers.calibrated(teacher, pair.apply, pair.fit(*stored_logits(directory, "calibration")))
-    if stage.as_soft_as is not None:
-        teacher = teachers.scaled(teacher, matching_temperature(stage, workdir))
-    return teacher
+
+
+def _calibrator(stage: Stage, name: str, workdir: Path) -> tuple[Any, PyTree]:
+    """(apply, params) of a post-hoc calibrator fitted to a finished stage."""
+    pair = posthoc.POSTHOC[name]
+    return pair.apply, pair.fit(*stored_logits(stage.directory(workdir), "calibration"))
+
+
+# Students that share a teacher share the table, in one process; the next one computes the same bits again.
+@functools.lru_cache(maxsize=4)
+def _logits_of(teacher: Stage, which: Data, batch_size: int, workdir: Path, devices: int) -> np.ndarray:
+    """Logits [N, K] of a finished teacher on the training split of a data set, in evaluation mode.
+
+    Batches are as large as the student's: on one device its step would compute the same bits.
+    """
+    return _predicted(teacher, dataset(which).train, batch_size, workdir, devices)
+
+
+@functools.lru_cache(maxsize=4)
+def _cross_fitted(parts: tuple[Stage, ...], which: Data, calibrator: str, workdir: Path, devices: int) -> np.ndarray:
+    """Logits [N, K], each row from the one teacher that was not trained on the example."""
+    examples = dataset(which)
+    _, count, seed = parts[0].recipe.data.fold
+    logits = np.empty((len(examples.train.label), examples.num_classes), np.float32)
+    for stage, rows in zip(parts, data.held_out(len(logits), count, seed), strict=True):
+        logits[rows] = _predicted(stage, data.take(examples.train, rows), stage.recipe.batch_size, workdir, devices)
+        if calibrator:
+            apply, params = _calibrator(stage, calibrator, workdir)
+            logits[rows] = np.asarray(apply(params, jnp.asarray(logits[rows])))
+    return logits
+
+
+def _predicted(stage: Stage, split: Split, batch_size: int, workdir: Path, devices: int) -> np.ndarray:
+    pieces, variables = selected(stage, workdir)
+    chosen = mesh(devices)
+    size = -(-batch_size // chosen.devices.size) * chosen.devices.size
+    program = step.predict_step(model=pieces.model, prepare=pieces.prepare, mesh=chosen)
+    return predict(program, place(to_host(variables), replicated(chosen)), split, chosen, size)
 
 
 def matching_temperature(stage: Stage, workdir: Path) -> float:

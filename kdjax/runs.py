@@ -104,7 +104,7 @@ class _Table:
         finished, failures = self.outcome
         for parent in stage.parents:
             if parent.id in failures:
-                kind = "its teacher" if parent is stage.teacher else "the stage that it is as soft as"
+                kind = "the stage that it is as soft as" if parent is stage.as_soft_as else "its teacher"
                 failures[stage.id] = f"{kind}, {parent.name!r}, failed"
                 return True
         if any(parent.id not in finished for parent in stage.parents):

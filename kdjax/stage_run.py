@@ -45,7 +45,7 @@ class StageRun:
         self.confirm = confirm
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
-        teacher = results.teacher_of(stage, self.workdir)
+        teacher = results.teacher_of(stage, self.workdir, settings.devices)
         start = results.start_of(stage, self.workdir)
         self.task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher, start=start)
         self.trainer = Trainer(

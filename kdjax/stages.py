@@ -15,13 +15,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, files, layout, limits, starts, step, tasks, teachers
+from kdjax import checkpoints, data, files, layout, limits, outputs, starts, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
@@ -47,10 +47,11 @@ class Stage:
     as_soft_as: Stage | None = None
     place: Path | None = dataclasses.field(default=None, compare=False)
 
-    @property
+    @functools.cached_property
     def parents(self) -> tuple[Stage, ...]:
-        """The stages that must be finished before this one."""
-        return tuple(stage for stage in (self.teacher, self.as_soft_as) if stage is not None)
+        """The stages that must be finished before this one; among them, where teacher outputs are cross-fitted, the
+        teachers that each left out a part."""
+        return (*(stage for stage in (self.teacher, self.as_soft_as) if stage is not None), *folds(self))
 
     @functools.cached_property
     def id(self) -> str:
@@ -90,9 +91,41 @@ def _lineage(stage: Stage, known: Callable[[Stage], bool] = lambda _: False) -> 
     return list(ancestors.values())
 
 
-@functools.lru_cache(maxsize=4)
+def folds(stage: Stage) -> tuple[Stage, ...]:
+    """The teachers that a stage's cross-fitted teacher outputs come from, each trained without one part; () for none.
+
+    The partition is by the teacher's seed, as in `kdjax.cross_fitted`.
+
+    Raises:
+      Refused: a teacher that is not trained on the student's examples, or not on them alone.
+    """
+    teacher, count = stage.teacher, outputs.folds(stage.recipe.teacher_outputs)
+    if teacher is None or not count:
+        return ()
+    if teacher.recipe.data != stage.recipe.data:
+        raise Refused(
+            f"teacher_outputs is 'crossfit:{count}' and the teacher of {stage.name!r} has other data than its student; "
+            "expected the same examples for both."
+        )
+    if teacher.teacher is not None or not teacher.recipe.epochs:
+        raise Refused(
+            f"teacher_outputs is 'crossfit:{count}' and the teacher of {stage.name!r} is not trained on these examples "
+            "alone; expected epochs of training, and no teacher of its own."
+        )
+    recipe = teacher.recipe
+    without = [dataclasses.replace(recipe.data, fold=(part, count, recipe.seed)) for part in range(count)]
+    return tuple(
+        Stage(dataclasses.replace(recipe, data=which), name=f"{teacher.name} without part {part} of {count}")
+        for part, which in enumerate(without, start=1)
+    )
+
+
+@functools.lru_cache(maxsize=8)
 def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
+    if which.fold:
+        part, count, seed = which.fold
+        return data.without(dataset(dataclasses.replace(which, fold=())), (part, count, seed))
     return data.load(which.name, **which.given())
 
 
@@ -133,21 +166,23 @@ def check(stage: Stage) -> Stage:
 
 def _check(stage: Stage) -> None:
     recipe = stage.recipe
-    if (recipe.distill is None) != (stage.teacher is None):
-        raise Refused(
-            f"stage {stage.name!r} has a distillation term and no teacher; give it one."
-            if stage.teacher is None
-            else f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
-        )
+    if recipe.distill is not None and stage.teacher is None:
+        raise Refused(f"stage {stage.name!r} has a distillation term and no teacher; give it one.")
     if recipe.init == starts.TEACHER:
         if stage.teacher is None:
             raise Refused(f"stage {stage.name!r} begins with init='teacher' and has none; give it one, or a folder.")
         starts.check_teacher(recipe, stage.teacher.recipe)
+    elif recipe.distill is None and stage.teacher is not None:
+        raise Refused(
+            f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
+        )
     if stage.as_soft_as is not None and stage.teacher is None:
         raise Refused(f"stage {stage.name!r} has as_soft_as and no teacher that could be tempered; give it one.")
     parts(recipe, dataset(recipe.data))
-    for parent in stage.parents:
-        if parent.recipe.data != recipe.data:
+    if recipe.distill is not None:
+        outputs.how(recipe, dataset(recipe.data))
+    for parent in (stage.teacher, stage.as_soft_as):
+        if parent is not None and parent.recipe.data != recipe.data:
             data.verify_splits(dataset(parent.recipe.data), dataset(recipe.data))
 
 
@@ -175,7 +210,7 @@ Kind = tuple[Recipe | None, ...]
 def kind_of(stage: Stage) -> Kind:
     """What a stage costs, and whether it can be trained, depends on; seeds change neither."""
     family = (stage, stage.teacher, stage.as_soft_as)
-    return tuple(None if member is None else member.recipe.with_seed(0) for member in family)
+    return tuple(None if member is None else member.recipe.kind() for member in family)
 
 
 def rehearse(stage: Stage) -> None:
@@ -184,16 +219,28 @@ def rehearse(stage: Stage) -> None:
     Raises:
       Refused: whatever network, methods and data refuse only in combination.
     """
-    teacher = None if stage.teacher is None else stage.teacher.recipe.with_seed(0)
-    _rehearse(stage.recipe.with_seed(0), teacher)
+    _rehearse(stage.recipe.kind(), taught_by(stage))
+
+
+def taught_by(stage: Stage) -> Recipe | None:
+    """The recipe, of its kind, of the teacher whose outputs a stage's objective reads."""
+    return None if stage.teacher is None or stage.recipe.distill is None else stage.teacher.recipe.kind()
+
+
+def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher:
+    """A teacher as its student has it, of shapes alone."""
+    examples = dataset(recipe.data)
+    if outputs.how(recipe, examples) != outputs.LIVE:
+        return teachers.table_of(jax.ShapeDtypeStruct((len(examples.train.label), examples.num_classes), np.float32))
+    pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
+    return teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
 
 
 @functools.lru_cache(maxsize=256)
 def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
     mesh, teacher = layout.mesh(1), None
     if teacher_recipe is not None:
-        pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
-        teacher = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
+        teacher = abstract_teacher(recipe, teacher_recipe)
     made = tasks.task(recipe, dataset(recipe.data), teacher)
     state = tasks.abstract(made, mesh)
     weights = {
@@ -257,69 +304,3 @@ def status(stage: Stage, workdir: Path, *, contents: bool = True) -> str:
         return "done"
     files.refuse_foreign(directory, stage.owner)
     return "resumable" if (directory / "checkpoints").is_dir() else "missing"
-
-
-class Planned(NamedTuple):
-    """One row of a plan.
-
-    Attributes:
-      status: "done" (its manifest verifies), "resumable" (it has checkpoints) or "missing".
-      steps: optimizer steps of the whole run; 0 for a stage that is done.
-      flops: estimated floating-point operations of those steps: forward once and backward twice for the student,
-        forward once for the teacher, as XLA counts the unoptimized forward pass.
-      state_bytes: the objective's memory (gamma and edges, or per-example history), which a checkpoint also holds.
-    """
-
-    stage: Stage
-    status: str
-    steps: int
-    flops: float
-    state_bytes: int
-
-
-def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
-    """What would run, parents first, with its estimated cost. Traces shapes; compiles and trains nothing.
-
-    Whether a stage is done is told by the sizes of its files; a run reads every byte of them.
-
-    Raises:
-      Refused: whatever `check` refuses.
-    """
-    queue, workdir = order(stages), Path(workdir)
-    states = {stage.id: status(stage, workdir, contents=False) for stage in queue}
-    check_all(queue, begin=lambda stage: states[stage.id] != "done")
-    rows, costs = [], dict[Kind, tuple[int, float, int]]()
-    for stage in queue:
-        kind = kind_of(stage)
-        if kind not in costs:
-            costs[kind] = _cost(stage)
-        steps, flops, memory = costs[kind]
-        done = states[stage.id] == "done"
-        rows.append(Planned(stage, states[stage.id], 0 if done else steps, 0.0 if done else flops, memory))
-    return rows
-
-
-def _cost(stage: Stage) -> tuple[int, float, int]:
-    """Steps, operations and bytes of the objective's memory, as `Planned` has them for a stage that is not done."""
-    recipe, examples = stage.recipe, dataset(stage.recipe.data)
-    pieces, steps = parts(recipe, examples), steps_of(recipe)
-    forward = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples))
-    if stage.teacher is not None:
-        teacher = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
-        forward += step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
-    return steps, forward * steps * recipe.batch_size, _objective_bytes(stage)
-
-
-def _objective_bytes(stage: Stage) -> int:
-    """Bytes of the objective's memory and parameters."""
-    teacher = None
-    if stage.teacher is not None:
-        pieces = parts(stage.teacher.recipe, dataset(stage.teacher.recipe.data))
-        teacher = teachers.frozen(pieces.model, abstract_variables(stage.teacher.recipe))
-    made = tasks.abstract(tasks.task(stage.recipe, dataset(stage.recipe.data), teacher), layout.mesh(1))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((made.objective, made.objective_params)))
-
-
-def _shapes(examples: Dataset) -> tuple:
-    leaves, tree = jax.tree.flatten(tasks.example(examples.train))
-    return tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves)

@@ -140,7 +140,7 @@ def ensemble(*teachers: Teacher) -> Teacher:
     return Teacher(apply, tuple(t.variables for t in teachers), known[0] if known else None)
 
 
-def remembered(logits: Float[Array, "N K"], *, of: Dataset | None = None) -> Teacher:
+def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None = None) -> Teacher:
     """Logits computed beforehand, one row per training example, gathered by `batch.index`.
 
         teachers.remembered(logits)                # row n is of the n-th example of dataset.train
@@ -170,14 +170,21 @@ def remembered(logits: Float[Array, "N K"], *, of: Dataset | None = None) -> Tea
     if of is not None:
         table = jnp.asarray(_rows_of(np.asarray(table), of))
 
-    def apply(variables, batch):
-        index = need(batch, "index", "remembered teacher")
-        # Negative numbers would count from the end.
-        index = jnp.where(index < 0, variables.shape[0], index)
-        rows = jnp.take(variables, index, axis=0, mode="fill", fill_value=jnp.nan)
-        return Output(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+    return table_of(table)
 
-    return Teacher(apply, table, table.shape[0])
+
+def table_of(table: Any) -> Teacher:
+    """`remembered` without its checks; a table of shape and dtype alone will do while shapes are traced."""
+    return Teacher(_row, table, table.shape[0])
+
+
+# One function for all tables, so that students that differ only in the seed share a compiled step.
+def _row(variables: Float[Array, "N K"], batch: Batch) -> Output:
+    index = need(batch, "index", "remembered teacher")
+    # Negative numbers would count from the end.
+    index = jnp.where(index < 0, variables.shape[0], index)
+    rows = jnp.take(variables, index, axis=0, mode="fill", fill_value=jnp.nan)
+    return Output(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
 
 
 def _rows_of(table: np.ndarray, dataset: Dataset) -> np.ndarray:

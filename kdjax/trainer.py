@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from kdjax import data, layout, step
 from kdjax.data import order
@@ -213,20 +214,37 @@ class Trainer:
 
     def predict(self, variables: PyTree, split: Split) -> np.ndarray:
         """Logits [N, K] or [N, R, K] of a split, every example once."""
-        n, shards = len(split.label), self.mesh.devices.size
-        size = min(self.eval_batch_size, -(-n // shards) * shards)
-        positions, _ = order.eval_batches(n, size)
-        if data.is_lazy(split):
-            return step.predict(self._predict, variables, None, data.prediction_batches(split, positions), n, self.mesh)
-        if split is self.task.dataset.calibration:
+        feed: Feed = None
+        if split is self.task.dataset.calibration and not data.is_lazy(split):
             feed = self._calibration = self._calibration or self._resident(split)
-        else:
-            feed = self._resident(split)
-        return step.predict(self._predict, variables, feed, list(positions), n, self.mesh)
+        return predict(self._predict, variables, split, self.mesh, self.eval_batch_size, feed)
 
     def _resident(self, split: Split) -> Feed:
-        split = data.in_memory(split)
-        return layout.resident(split.inputs, split.label, self.mesh, split.weight)
+        return resident(split, self.mesh)
+
+
+def resident(split: Split, mesh: Mesh) -> Feed:
+    """A split on the device."""
+    split = data.in_memory(split)
+    return layout.resident(split.inputs, split.label, mesh, split.weight)
+
+
+def predict(
+    program: step.Program, variables: PyTree, split: Split, mesh: Mesh, batch_size: int, feed: Feed = None
+) -> np.ndarray:
+    """Logits [N, K] or [N, R, K] of a split, every example once.
+
+    Args:
+      program: of `step.predict_step`, on the same mesh.
+      batch_size: of each call; a multiple of the number of devices.
+      feed: the split where it is on the device already.
+    """
+    n, shards = len(split.label), mesh.devices.size
+    positions, _ = order.eval_batches(n, min(batch_size, -(-n // shards) * shards))
+    if data.is_lazy(split):
+        return step.predict(program, variables, None, data.prediction_batches(split, positions), n, mesh)
+    feed = resident(split, mesh) if feed is None else feed
+    return step.predict(program, variables, feed, list(positions), n, mesh)
 
 
 @functools.lru_cache(maxsize=2)
@@ -266,15 +284,12 @@ def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: i
       Diverged: as `Trainer.epochs`.
     """
     n = len(dataset.train.label)
-    if not isinstance(folds, int) or not 2 <= folds <= n:
-        raise Refused(f"folds is {folds!r}; expected an integer between 2 and the {n} training examples.")
+    parts = data.held_out(n, folds, recipe.seed)
     if recipe.distill is not None:
         raise Refused("a recipe that distills was given to cross_fitted, which trains teachers; set distill=None.")
     logits = np.empty((n, dataset.num_classes), np.float32)
-    for held_out in np.array_split(np.random.default_rng(recipe.seed).permutation(n), folds):
-        others = np.setdiff1d(np.arange(n), held_out)
-        fold = dataset._replace(train=data.take(dataset.train, others))
-        trainer = Trainer(task(recipe, fold), devices=devices)
+    for part, held_out in enumerate(parts):
+        trainer = Trainer(task(recipe, data.without(dataset, (part, folds, recipe.seed))), devices=devices)
         logits[held_out] = trainer.predict(fit(trainer).variables, data.take(dataset.train, held_out))
     return logits
 

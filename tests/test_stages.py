@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kdjax import results, runs, settings, stages, step
+from kdjax import planning, results, runs, settings, stages, step
 from kdjax.errors import Refused
 from kdjax.stages import Stage, generations
 from tests import tiny
@@ -70,14 +70,14 @@ def test_generations_chain(npz):
 def test_the_plan_runs_nothing_and_tells_what_is_done(npz, tmp_path):
     teacher = Stage(tiny.recipe(npz, method="pskd"), name="teacher")
     student = Stage(tiny.student(npz), teacher, name="student")
-    rows = stages.plan([student, teacher], tmp_path)
+    rows = planning.plan([student, teacher], tmp_path)
     assert [r.stage.name for r in rows] == ["teacher", "student"]
     assert [r.status for r in rows] == ["missing", "missing"] and not any(tmp_path.iterdir())
     assert rows[0].steps == 8 and rows[0].flops > 1e6
     assert rows[1].flops > rows[0].flops, "a student also pays its teacher's forward pass"
     assert rows[0].state_bytes >= 64 * tiny.CLASSES * 2, "PSKD remembers N x K"
     runs.run_all([teacher], settings.Settings(workdir=str(tmp_path), devices=1))
-    rows = stages.plan([student], tmp_path)
+    rows = planning.plan([student], tmp_path)
     assert [(r.status, r.steps) for r in rows] == [("done", 0), ("missing", 8)]
 
 

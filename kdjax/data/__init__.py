@@ -20,6 +20,7 @@ from typing import Any
 
 from kdjax.data import digits, folders, listing, prepared, text
 from kdjax.data.arrays import as_source, from_arrays, npz_source
+from kdjax.data.folds import held_out, without
 from kdjax.data.lazy import Lazy, in_memory, is_lazy, one_example, take
 from kdjax.data.normalization import Normalization
 from kdjax.data.order import epoch_order, eval_batches
@@ -43,6 +44,7 @@ __all__ = [
     "existing_index",
     "existing_rows",
     "from_arrays",
+    "held_out",
     "in_memory",
     "is_lazy",
     "load",
@@ -56,6 +58,7 @@ __all__ = [
     "take",
     "verify_splits",
     "version",
+    "without",
 ]
 
 SOURCES: dict[str, Callable[..., Source]] = {

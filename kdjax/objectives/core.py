@@ -154,6 +154,7 @@ class Method(NamedTuple):
       state: what the objective remembers, in words and bytes, or "".
       weights: of a distiller, the source's weights of label term and soft term; () is (1 - alpha, alpha).
       params: what the objective trains beside the student, in words, or "".
+      features: whether it may read the teacher's intermediate features, so that the logits alone do not do.
       version: of a method from outside the package, what stands for its code in a stage's id; "" otherwise.
     """
 
@@ -168,4 +169,5 @@ class Method(NamedTuple):
     state: str = ""
     weights: tuple[float, ...] = ()
     params: str = ""
+    features: bool = False
     version: str = ""

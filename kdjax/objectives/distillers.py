@@ -199,6 +199,7 @@ DISTILLERS: dict[str, Method] = {
         "Romero et al. 2015, arXiv 1412.6550; TinyBERT, arXiv 1909.10351",
         published=_TINYBERT,
         params="a matrix for each pair of layers of unequal width",
+        features=True,
     ),
     "attention": _method(
         attention,
@@ -206,12 +207,14 @@ DISTILLERS: dict[str, Method] = {
         "TinyBERT, Jiao et al. 2020, arXiv 1909.10351",
         published=_TINYBERT,
         params="a matrix for each pair of layers of unequal width",
+        features=True,
     ),
     "attention_transfer": _method(
         attention_transfer,
         "Σ_layers mean_hw (a_s - a_t)², a = mean_c x² at unit norm",
         "Zagoruyko & Komodakis 2017, arXiv 1612.03928",
         published="CIFAR-100 top-1, as zkxufo/TTM quotes it: WRN-40-2 to WRN-40-1 72.77",
+        features=True,
     ),
     "pkd": _method(
         pkd,
@@ -219,5 +222,6 @@ DISTILLERS: dict[str, Method] = {
         "Sun et al. 2019, arXiv 1908.09355",
         published="Banking77 accuracy %, BERT-base to 4L-256: 86.60",
         params="a matrix for each pair of layers of unequal width",
+        features=True,
     ),
 }

@@ -100,7 +100,7 @@ def register(
       formula, source: what tables say of it; by default the first line of its docstring.
       version: what stands for the code in ids; by default the SHA-256 of the source of the module that defines it, so
         that changed code is another method. Give one where there is no source file.
-      **more: `transform`, `state`, `weights`, `published` and `params` of `Method`.
+      **more: `transform`, `state`, `weights`, `published`, `params` and `features` of `Method`.
 
     Returns:
       The `Method` now under that name. Registering the same code again changes nothing.
@@ -123,6 +123,8 @@ def register(
         builder = of_loss(method, name)
     else:
         builder = method
+    # A loss reads what its arguments say; what an objective looks at is not known.
+    more = {"features": not positional, **more}
     for option, parameter in inspect.signature(builder).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             raise Refused(f"the option {option!r} of the method {name!r} has no default; give it one.")

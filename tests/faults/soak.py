@@ -25,7 +25,7 @@ from typing import NamedTuple
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from experiments import plans
-from kdjax import console, files, provenance, runs, stages
+from kdjax import console, files, planning, provenance, runs
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
@@ -131,7 +131,7 @@ def plan(count: int, folder: Path) -> list[Plan]:
     first = Stage(tiny.recipe(npz), name="seed 0")
     workdir = folder / "runs"
     made = [Stage(first.recipe.with_seed(n), name=f"seed {n}") for n in range(count)]
-    stages.plan(made[:1], workdir)  # what is traced once
+    planning.plan(made[:1], workdir)  # what is traced once
     measured = [planned("none there", made, workdir)]
     runs.run_all([first], Settings(workdir=str(workdir), checkpoint_epochs=1, devices=1))
     for stage in made[1:]:
@@ -143,7 +143,7 @@ def plan(count: int, folder: Path) -> list[Plan]:
 def planned(what: str, targets: list[Stage], workdir: Path) -> Plan:
     before, began, used = sample().memory, time.monotonic(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        plans.show(stages.plan(targets, workdir))
+        plans.show(planning.plan(targets, workdir))
     return Plan(what, time.monotonic() - began, time.process_time() - used, sample().memory - before)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdjax import files, results, runs, stages
+from kdjax import files, planning, results, runs, stages
 from kdjax.errors import Refused
 from kdjax.settings import Settings
 from kdjax.stages import Stage
@@ -93,7 +93,10 @@ def test_a_finished_stage_of_a_newer_format_is_not_overwritten(workdir, trained)
     directory = trained[1][0].directory(workdir)
     reseal(directory / "manifest.json", format=files.FORMAT + 1)
     before = contents(workdir)
-    for act in (lambda: runs.run_all(trained[1][:1], settings(workdir)), lambda: stages.plan(trained[1][:1], workdir)):
+    for act in (
+        lambda: runs.run_all(trained[1][:1], settings(workdir)),
+        lambda: planning.plan(trained[1][:1], workdir),
+    ):
         with pytest.raises(
             Refused, match=rf"{directory} is written in format 3, and this kdjax reads format 2; upgrade"
         ):

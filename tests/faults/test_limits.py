@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import plans, tables
-from kdjax import files, layout, limits, runs, stages
+from kdjax import files, layout, limits, planning, runs, stages
 from kdjax.errors import Refused, within
 from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
@@ -22,7 +22,10 @@ from tests import tiny
 def test_more_steps_than_are_counted(tmp_path, epochs):
     stage = Stage(tiny.recipe(tiny.npz(tmp_path), epochs=epochs))
     sentence = rf"epochs is {epochs:,}, which takes {4 * epochs:,} steps .*set it to at most 536,870,911"
-    for act in (lambda: stages.plan([stage], tmp_path), lambda: runs.run_all([stage], Settings(workdir=str(tmp_path)))):
+    for act in (
+        lambda: planning.plan([stage], tmp_path),
+        lambda: runs.run_all([stage], Settings(workdir=str(tmp_path))),
+    ):
         with pytest.raises(Refused, match=sentence):
             act()
     limits.refuse_steps(536_870_911, 4)
@@ -41,7 +44,7 @@ def test_a_plan_refuses_what_the_device_cannot_hold(tmp_path, monkeypatch):
     assert limits.memory() > 10**8
     monkeypatch.setattr(limits, "memory", lambda: 1000)
     with pytest.raises(Refused, match=r"the training state takes 0\.00 GB \(parameters .*and the device has 0\.00 GB"):
-        stages.plan([stage], tmp_path)
+        planning.plan([stage], tmp_path)
 
 
 @pytest.mark.parametrize("classes", [2**31, 10**30])
@@ -49,14 +52,14 @@ def test_more_classes_than_labels_tell_apart(tmp_path, classes):
     data = Data(name="arrays", path=tiny.npz(tmp_path), num_classes=classes)
     sentence = rf"num_classes is {classes:,}, which takes {4 * classes // 10**9:,} GB for the logits of one example; "
     with pytest.raises(Refused, match=sentence):
-        stages.plan([Stage(tiny.recipe("", data=data))], tmp_path)
+        planning.plan([Stage(tiny.recipe("", data=data))], tmp_path)
 
 
 def test_a_billion_classes_are_counted_and_refused(tmp_path):
     """Nothing is allocated for a class: 10^9 counters would take 8 GB."""
     data = Data(name="arrays", path=tiny.npz(tmp_path), num_classes=10**9)
     with pytest.raises(Refused, match=r"takes 1,032\.00 GB \(parameters 516\.00 GB, optimizer 516\.00 GB"):
-        stages.plan([Stage(tiny.recipe("", data=data))], tmp_path)
+        planning.plan([Stage(tiny.recipe("", data=data))], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_a_billion_classes_are_counted_and_refused(tmp_path):
 )
 def test_a_network_too_deep_to_trace(tmp_path, name, options, layers):
     with pytest.raises(Refused, match=rf"a network of {layers} layers, which takes some .* hours .* at most 2,002"):
-        stages.plan([Stage(tiny.recipe(tiny.npz(tmp_path), model=name, model_options=options))], tmp_path)
+        planning.plan([Stage(tiny.recipe(tiny.npz(tmp_path), model=name, model_options=options))], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["wrn_{}_1", "wrn_10_{}", "resnet{}_bottleneck", "bert_{}l_64"])
@@ -102,14 +105,14 @@ def test_a_plan_computes_once_what_seeds_share(tmp_path, monkeypatch):
     rows = {"student": tables.Row(Stage(tiny.student(npz), Stage(tiny.recipe(npz))))}
     targets = tables.grid(rows, range(300))["student"]
     for owner, name in (
-        (stages, "_cost"),
+        (planning, "_cost"),
         (stages, "parts"),
         (files, "read_json"),
         (files, "_entry"),
         (Recipe, "__post_init__"),
     ):
         monkeypatch.setattr(owner, name, counting(getattr(owner, name), name, counted))
-    planned = stages.plan(targets, tmp_path)
+    planned = planning.plan(targets, tmp_path)
     assert len(planned) == 600 and {row.status for row in planned} == {"missing"}
     assert counted["_cost"] == 2 and counted["parts"] < 20 and not counted["__post_init__"], counted
     assert counted["read_json"] <= 2 * len(planned) and not counted["_entry"], counted
@@ -126,7 +129,8 @@ def counting(function, name, counted):
 def test_a_plan_of_many_stages_shares_rows(tmp_path, capsys):
     npz = tiny.npz(tmp_path)
     planned = [
-        stages.Planned(Stage(tiny.recipe(npz).with_seed(n), name=f"seed {n}"), "missing", 8, 1e6, 0) for n in range(201)
+        planning.Planned(Stage(tiny.recipe(npz).with_seed(n), name=f"seed {n}"), "missing", 8, 1e6, 0)
+        for n in range(201)
     ]
     plans.show([*planned[:200], planned[200]._replace(status="done")])
     printed = capsys.readouterr().out
@@ -139,22 +143,22 @@ def test_a_plan_of_many_stages_shares_rows(tmp_path, capsys):
 def test_a_chain_of_thousands_of_generations(tmp_path):
     npz = tiny.npz(tmp_path)
     chain = stages.generations(Stage(tiny.student(npz), Stage(tiny.recipe(npz))), 3000)
-    planned = stages.plan(chain[-1:], tmp_path)
+    planned = planning.plan(chain[-1:], tmp_path)
     assert [row.stage for row in planned[:2]] == chain[:2] and len({row.stage.id for row in planned}) == 3001
 
 
 def test_a_plan_sees_missing_files_by_their_sizes(tmp_path):
     stage = Stage(tiny.recipe(tiny.npz(tmp_path), epochs=1))
     runs.run_all([stage], Settings(workdir=str(tmp_path), checkpoint_epochs=1, devices=1))
-    assert stages.plan([stage], tmp_path)[0].status == "done"
+    assert planning.plan([stage], tmp_path)[0].status == "done"
     for name in ("result.json", "logits/test.npz"):
         path = stage.directory(tmp_path) / name
         kept = path.read_bytes()
         path.write_bytes(kept[:-1])
-        assert stages.plan([stage], tmp_path)[0].status == "resumable"
+        assert planning.plan([stage], tmp_path)[0].status == "resumable"
         path.unlink()
         path.symlink_to(tmp_path / "tiny.npz")
-        assert stages.plan([stage], tmp_path)[0].status == "resumable"
+        assert planning.plan([stage], tmp_path)[0].status == "resumable"
         path.unlink()
         path.write_bytes(kept)
 

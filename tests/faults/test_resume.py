@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import checkpoints, claim, console, layout, results, runs, settings, stage_run, stages, trainer
+from kdjax import checkpoints, claim, console, layout, planning, results, runs, settings, stage_run, stages, trainer
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
@@ -228,7 +228,7 @@ def test_a_student_that_cannot_be_trained_is_refused_before_its_teacher_is(tmp_p
     with pytest.raises(Refused, match=sentence):
         runs.run_all([pupil], settings.Settings(workdir=str(workdir), devices=1))
     with pytest.raises(Refused, match=sentence):
-        stages.plan([pupil], workdir)
+        planning.plan([pupil], workdir)
     assert not workdir.exists()
 
 

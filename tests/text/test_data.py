@@ -238,6 +238,7 @@ def test_public_sets_are_read_from_a_folder(tmp_path, monkeypatch):
     for what, rows in (("train", examples(60, 1)), ("test", [*examples(12, 2), examples(60, 1)[0]])):
         lines = [json.dumps({"text": w, "label": CLASSES.index(n), "label_name": n}) for w, n in rows]
         (root / f"{what}.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.delenv("KDJAX_TEXT_DIR", raising=False)
     with pytest.raises(Refused, match="KDJAX_TEXT_DIR"):
         data.load("banking77")
     monkeypatch.setenv("KDJAX_TEXT_DIR", str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import command, common
-from kdjax import data, huggingface, models, runs, stages, starts
+from kdjax import data, huggingface, models, results, runs, stages, starts
 from kdjax.data import text
 from kdjax.errors import Refused
 from kdjax.recipes import Data, Distill, Optimizer, Recipe, from_dict
@@ -100,7 +100,7 @@ def test_a_classifier_teaches_as_it_is_and_a_student_begins_with_its_layers(path
     )
     students = [Stage(of_folder, teacher, name="folder"), Stage(of_stage, teacher, name="stage")]
     assert len({stage.id for stage in students}) == 2
-    outcome = runs.run_all(students, Settings(workdir=str(tmp_path)))
+    outcome = runs.run_all(students, Settings(workdir=str(tmp_path), devices=1))
     dataset = stages.dataset(teacher.recipe.data)
     network = huggingface.load(folder)
     wanted = network.model.apply(network.variables, dataset.test.inputs, train=False)[0].logits
@@ -109,7 +109,11 @@ def test_a_classifier_teaches_as_it_is_and_a_student_begins_with_its_layers(path
     assert result.epoch == 0 and (result.directory / "metrics.jsonl").read_text() == ""
     one, two = (outcome.results[stage.id].logits("test")[0] for stage in students)
     assert np.array_equal(one, two), "the teacher's layers are the folder's"
-    again = runs.run_all(students, Settings(workdir=str(tmp_path)))
+    taught = results.teacher_of(students[0], tmp_path, 1)
+    assert taught.variables.shape == (len(dataset.train.label), 3), "logits are stored for texts"
+    living = network.model.apply(network.variables, dataset.train.inputs, train=False)[0].logits
+    np.testing.assert_allclose(taught.variables, living, rtol=1e-5, atol=1e-5)
+    again = runs.run_all(students, Settings(workdir=str(tmp_path), devices=1))
     assert all(result.reused for result in again.results.values())
 
 
