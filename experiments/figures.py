@@ -48,7 +48,7 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], *, yla
         axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
         axes.set(ylabel=ylabel)
         axes.set_title(title, loc="left")
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=min(len(kinds), 3), frameon=False, fontsize=8)
         words = "; ".join(
             f"{group}: {', '.join(f'{kind} {np.mean(v):.2f}' for kind, v in values.items())}"
             for group, values in groups.items()
@@ -75,7 +75,7 @@ def scatter(
                 axes.annotate(label, at, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title, loc="left")
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         words = "; ".join(
             f"{kind} {label} ({x:.2f}, {y:.2f})"
             for kind, labeled in points.items()
@@ -124,21 +124,38 @@ def over_seeds(points: Mapping[float, Sequence[float]]) -> Points:
 
 
 def series(
-    path: Path, lines: Mapping[str, Points], *, xlabel: str, ylabel: str, title: str, zero: bool = False
+    path: Path,
+    lines: Mapping[str, Points],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    zero: bool = False,
+    log: bool = False,
 ) -> Path:
-    """Points joined by lines, each with its interval; `zero` draws the line of no difference."""
+    """Points joined by lines, each with its interval.
+
+    Args:
+      zero: draw the line of no difference.
+      log: x on a logarithmic scale.
+    """
     plt = _pyplot()
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.2, 3.8 + 0.1 * len(lines)), layout="constrained")
         if zero:
             axes.axhline(0.0, color="#666666", linewidth=0.8)
+        if log:
+            axes.set_xscale("log")
         for color, marker, (name, points) in zip(COLORS, MARKERS, lines.items(), strict=False):
             x, (y, low, high) = [*points], np.array([*points.values()]).T
             axes.errorbar(x, y, (y - low, high - y), color=color, marker=marker, label=name, capsize=2, linewidth=1.2)
+        at = sorted({x for points in lines.values() for x in points})
+        axes.set_xticks(at, [f"{x:g}" for x in at])
+        axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title, loc="left")
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         words = "; ".join(
             f"{name}: {', '.join(f'{x:g}: {y:.2f} ({low:.2f} to {high:.2f})' for x, (y, low, high) in points.items())}"
             for name, points in lines.items()

@@ -36,7 +36,8 @@ def write(folder: Path, first: str) -> None:
             continue
         page = content["page"]
         titles.append(page["title"])
-        summary += [f"{page['title']} {content['summary'][0]}" if name != first else content["summary"][0]]
+        lead = page["title"] if page["title"].endswith("?") else f"{page['title']}."
+        summary += [f"{lead} {content['summary'][0]}" if name != first else content["summary"][0]]
         summary += content["summary"][1:]
         for caption, sheet in _sheets(content):
             where = f"{page['title']} {caption}".strip()

@@ -164,7 +164,7 @@ def drawn(
     if lines:
         path = folder / "penultimate_ratio.png"
         title = "Spread of a class over the distance of classes"
-        figures.series(path, lines, xlabel="T", ylabel="spread / distance", title=title)
+        figures.series(path, lines, xlabel="T", ylabel="spread / distance", title=title, log=True)
         made.append((f"{title}, mean ± sd over seeds", path))
     return made
 
