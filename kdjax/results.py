@@ -147,7 +147,7 @@ def checkpoints_of(stage: Stage, workdir: Path, part: str, keep: int) -> checkpo
 
 
 def start_of(stage: Stage, workdir: Path) -> Start | None:
-    """Reads the parameters that a stage takes over from its finished teacher; None where it takes none."""
+    """Reads the variables that a stage takes over from its finished teacher; None where it takes none."""
     teacher = stage.teacher
     if teacher is None or stage.recipe.init != starts.TEACHER:
         return None
@@ -155,7 +155,7 @@ def start_of(stage: Stage, workdir: Path) -> Start | None:
     def start() -> PyTree:
         _, variables = selected(teacher, workdir)
         classes = dataset(stage.recipe.data).num_classes
-        return starts.of_teacher(stage.recipe, teacher.recipe, to_host(variables), classes)
+        return {"params": starts.of_teacher(stage.recipe, teacher.recipe, to_host(variables), classes)}
 
     return start
 

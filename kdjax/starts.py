@@ -1,9 +1,10 @@
-"""How a run begins: from scratch, from a Hugging Face folder, or from layers of the network that teaches it.
+"""How a run begins: from scratch, from a Hugging Face folder, from a PyTorch state_dict, or from its teacher's layers.
 
     Recipe(init="bert-base-uncased-finetuned", epochs=0)                    # a classifier as it is
     Recipe(init="bert-base-uncased", epochs=5)                              # an encoder below a new head
     Recipe(init="bert-base-uncased", init_layers=(0, 2, 4, 7, 9, 11))       # as DistilBERT began
     Recipe(model="bert_2l_128", init="teacher", init_layers=(0, 3))         # two layers of the stage's teacher
+    Recipe(model="resnet32x4", init="resnet32x4.safetensors", epochs=0)     # mdistiller's or KD(C)'s weights
 
 A folder brings its network: `model` may be left at its default. What the folder holds goes into the id, where it lies
 does not.
@@ -19,7 +20,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax import huggingface
+from kdjax import huggingface, state_dict
 from kdjax.errors import Refused, one_of
 from kdjax.huggingface.config import read_config
 from kdjax.huggingface.folder import Pretrained, check_label_names, classifier_rows, network_of
@@ -43,7 +44,7 @@ _FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_drop
 
 def is_folder(init: str) -> bool:
     """Whether `init` names a folder that can be read."""
-    return init not in ("", TEACHER) and not init.startswith(_HASH)
+    return init not in ("", TEACHER) and not init.startswith(_HASH) and not state_dict.is_file(init)
 
 
 def begins_trained(recipe: Any) -> bool:
@@ -66,6 +67,8 @@ def completed(recipe: Any, *, default: str) -> tuple[str, Options]:
     if not init and (layers or recipe.init_head != "auto"):
         name = "init_layers" if layers else "init_head"
         raise Refused(f"{name} is {getattr(recipe, name)!r} and init ''; expected init=FOLDER, or init='teacher'.")
+    if state_dict.is_file(init):
+        state_dict.check_options(recipe)
     if not is_folder(init):
         return model, options
     net = read_config(_folder(init)).architecture
@@ -108,7 +111,9 @@ def _folder(init: str) -> Path:
 
 def identity(init: str) -> str:
     """What stands for `init` in an id and in recipe.json: "sha256:..." over the weights, the network, the names of the
-    classes and the vocabulary of a folder; anything else as it is."""
+    classes and the vocabulary of a folder, or over a file; anything else as it is."""
+    if state_dict.is_file(init):
+        return _HASH + state_dict.fingerprint(init)
     return _identity(_folder(init), _signature(_folder(init))) if is_folder(init) else init
 
 
@@ -152,8 +157,21 @@ def check(recipe: Any, dataset: Dataset) -> None:
       Refused: whatever `huggingface.load` refuses; a folder without tokenizer, or with another vocabulary than the data
         set's; classes in another order; `epochs=0` without a head for these very classes.
     """
+    if state_dict.is_file(recipe.init):
+        state_dict.check(recipe, dataset)
     if is_folder(recipe.init):
         _checked(_wanted(recipe, dataset), _signature(_folder(recipe.init)))
+
+
+def variables(recipe: Any, dataset: Dataset) -> PyTree:
+    """The variables at step 0: the parameters, and the statistics of BatchNorm where a file has them.
+
+    Raises:
+      Refused: as `check` and `params`.
+    """
+    if not state_dict.is_file(recipe.init):
+        return {"params": params(recipe, dataset)}
+    return state_dict.variables(recipe, dataset)
 
 
 def params(recipe: Any, dataset: Dataset) -> PyTree:

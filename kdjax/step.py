@@ -133,14 +133,14 @@ def init_step(
     teacher: Callable[[Variables, Batch], Output] | None,
     mesh: Mesh,
 ) -> Program:
-    """(seed, raw inputs, teacher variables, parameters) -> the state at step 0, a function of the seed; of the inputs
-    only shapes matter, and parameters are drawn where None are given. `spec` is (num_examples, num_classes, epochs)."""
+    """(seed, raw inputs, teacher variables, variables) -> the state at step 0, a function of the seed; of the inputs
+    only shapes matter, and variables are drawn where none are given. `spec` is (num_examples, num_classes, epochs)."""
 
     def create(seed, inputs, teacher_variables, given):
         key = random_key(seed)
         inputs = prepare(inputs)
         variables = model.init(key, inputs)
-        variables = variables if given is None else {**variables, "params": given}
+        variables = variables if given is None else {**variables, **given}
 
         def student_features():
             return jax.eval_shape(lambda v, x: model.apply(v, x, train=False)[0].features, variables, inputs)

@@ -19,7 +19,7 @@ from kdjax.step import State
 from kdjax.types import Batch, Dataset, Model, PyTree, Split
 
 Start = Callable[[], PyTree]
-"""Reads the parameters that a run begins with."""
+"""Reads the variables that a run begins with: {"params": ...} and, where it is known, "batch_stats"."""
 
 
 class Task(NamedTuple):
@@ -62,7 +62,7 @@ def task(
     Args:
       model: a network of your own instead of the recipe's (`kdjax.models.linen`, `kdjax.models.nnx`).
       optimizer: an optax optimizer of your own, learning rate and schedule included, instead of the recipe's.
-      start: reads the parameters at step 0, where the recipe does not (`init` of a folder) and they are not drawn.
+      start: reads the variables at step 0, where the recipe does not (`init` of a folder) and they are not drawn.
 
     Raises:
       Refused: a recipe that distills without a teacher, or the reverse; arguments of another kind; whatever
@@ -115,12 +115,12 @@ def task(
     if optimizer is not None:
         pieces = pieces._replace(optimizer=optimizer, schedule=None)
     if start is None and recipe.init:
-        start = functools.partial(starts.params, recipe, dataset)
+        start = functools.partial(starts.variables, recipe, dataset)
     return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start)
 
 
 def init_program(task: Task, mesh: Mesh) -> step.Program:
-    """(seed, one raw example, teacher variables, parameters or None) -> the state at step 0."""
+    """(seed, one raw example, teacher variables, variables or None) -> the state at step 0."""
     p = task.parts
     return step.init_step(
         model=p.model,

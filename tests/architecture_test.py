@@ -61,6 +61,7 @@ FLOORS = {
     "runs": 5,
     "results": 5,
     "settings": 4,
+    "state_dict": 4,
     "writers": 4,
     "predictor": 5,
     "elsewhere": 5,

@@ -15,10 +15,13 @@ from kdjax.types import Prepare, Split
 
 Normalization = str | tuple[Sequence[float], Sequence[float]] | None
 
-# One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C); CIFAR-100's own constants are mean (0.507, 0.487,
-# 0.441) and deviation (0.267, 0.256, 0.276).
-KDC = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-NORMALIZATIONS = ("kdc", "own", "none")
+PUBLISHED = {
+    # One pair for CIFAR-10 and CIFAR-100 alike, as in the code of KD(C).
+    "kdc": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    # CIFAR-100's own, with which mdistiller's teachers were trained.
+    "mdistiller": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+NORMALIZATIONS = (*PUBLISHED, "own", "none")
 _CHUNK = 1024
 
 
@@ -30,8 +33,8 @@ def normalization(train: Split, positions: np.ndarray, how: Normalization) -> Pr
       positions: what is left of it after the hold-out; "own" constants are computed from these, before
         `train_examples`, so that subsets share them. They are rounded to six digits: sums of floats differ in the last
         bits between processors, and these constants are part of the fingerprint.
-      how: "own"; "kdc", the CIFAR constants of the KD(C) code; "none" (uint8 pixels are still divided by 255); or a
-        pair (mean, std), units of inputs / scale. Token ids, and inputs of several arrays, stay as they are.
+      how: "own"; "kdc" or "mdistiller", the CIFAR constants of that code; "none" (uint8 pixels are still divided by
+        255); or a pair (mean, std), units of inputs / scale. Token ids, and inputs of several arrays, stay as they are.
 
     Raises:
       Refused: an unknown name; constants that do not fit the channels; a std that is not positive.
@@ -47,13 +50,15 @@ def normalization(train: Split, positions: np.ndarray, how: Normalization) -> Pr
             return Unchanged()
         if how == "none":
             return Normalize((0.0,) * channels, (1.0,) * channels, scale) if pixels else Unchanged()
-        pair: Sequence[Any] = KDC if how == "kdc" else _statistics(train, positions, scale)
+        pair: Sequence[Any] = PUBLISHED[how] if how in PUBLISHED else _statistics(train, positions, scale)
     else:
         pair = tuple(how) if isinstance(how, tuple | list | np.ndarray) else ()
         if structured:
             raise Refused(f"normalization is {how!r} for inputs of {len(leaves)} named arrays; expected 'none'.")
     if len(pair) != 2 or any(isinstance(side, str) or not np.iterable(side) for side in pair):
-        raise Refused(f"normalization is {how!r}; expected 'kdc', 'own', 'none' or a pair (mean, std) of sequences.")
+        raise Refused(
+            f"normalization is {how!r}; expected 'kdc', 'mdistiller', 'own', 'none' or a pair (mean, std) of sequences."
+        )
     try:
         mean, std = (tuple(float(value) for value in side) for side in pair)
     except (TypeError, ValueError) as error:

@@ -51,6 +51,21 @@ class Weights:
             raise Refused(f"{folder} has no weights; expected {WHOLE}, or {INDEX} and its shards.")
         self.shapes = {name: self._look(name)[0] for name in self._file_of}
 
+    @classmethod
+    def of_file(cls, path: Path) -> Weights:
+        """The tensors of one file.
+
+        Raises:
+          Refused: no such file; a damaged one.
+        """
+        if not path.is_file():
+            raise Refused(f"{path} is no file; expected tensors in safetensors.")
+        weights = cls.__new__(cls)
+        weights.folder, weights.file, weights._file_of = path.parent, path.name, {}
+        weights._add(path)
+        weights.shapes = {name: weights._look(name)[0] for name in weights._file_of}
+        return weights
+
     def __iter__(self):
         return iter(self._file_of)
 
