@@ -3,7 +3,7 @@
     python -m experiments.ood --plan
     python -m experiments.ood --config=configs/ood.py:cpu
 
-Sizes: `paper` or none (BERT-base to 4 layers of 256), `cpu` (2 layers of 64 to 1 of 64 on 4,000 queries of CLINC150's
+Sizes: `paper` or none (BERT-base to 4 layers of 256), `cpu` (2 layers of 64 to 1 of 32 on 4,000 queries of CLINC150's
 150 classes, a fourth of the classes held out, 3 seeds).
 """
 
@@ -18,8 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": from_scratch(
         {"clinc150": {"train_examples": 4000, "options": {"max_length": 16, "vocab_size": 2000}}},
-        teacher=12,
-        student=10,
+        teacher=14,
+        student=12,
         seeds=range(3),
         text="4,000 queries of CLINC150;",
         held_out_shares=(0.25,),
