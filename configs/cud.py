@@ -4,8 +4,8 @@
     python -m experiments.cud --config=configs/cud.py:cpu
 
 Sizes: `paper` or none (BERT-base to 6 layers of 768 and 4 of 256, 20 epochs, `--config.recipe.teacher.init=FOLDER` for
-pretrained weights), `cpu` (2 layers of 64 to 1 of 32 on 1,500 questions of TREC and 2,000 commands of HWU64, 5 seeds).
-The learning rate is that of each student's width.
+pretrained weights), `short` (6 layers of 512 to 4 of 256, from scratch, for one GPU), `cpu` (2 layers of 64 to 1 of 64
+on 1,500 questions of TREC and 1,500 commands of HWU64, 5 seeds).
 """
 
 from typing import Any
@@ -13,19 +13,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.base import finish
-from configs.text_tables import fine_tuned, from_scratch
+from configs.text_tables import fine_tuned, from_scratch, short
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "short": short(),
     "cpu": from_scratch(
         {
             "trec": {"train_examples": 1500, "options": {"max_length": 24, "vocab_size": 2000}},
-            "hwu64": {"train_examples": 2000, "options": {"max_length": 16, "vocab_size": 2000}},
+            "hwu64": {"train_examples": 1500, "options": {"max_length": 16, "vocab_size": 2000}},
         },
-        teacher=16,
-        student=12,
+        teacher=14,
+        student=10,
         seeds=range(5),
-        text="1,500 questions of TREC and 2,000 commands of HWU64;",
+        text="1,500 questions of TREC and 1,500 commands of HWU64;",
         sensitivity_set="trec",
         axes=ConfigDict({"lambda_h": (0.1, 0.4), "m": (0.1, 0.7), "eta": (0.1, 0.5), "lambda_kd": (0.2, 0.8)}),
         gammas=(0.0, 3.0, 10.0),

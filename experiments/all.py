@@ -1,4 +1,5 @@
-"""Every table of one size, one after the other in one work directory, so that they share what they can.
+"""Every table of one size, one after the other in one work directory, so that they share what they can; those on texts
+come last, and need the folder of text sets in KDJAX_TEXT_DIR.
 
     python -m experiments.all --size=cpu --plan
     python -m experiments.all --size=cpu --workdir runs/cpu
@@ -18,12 +19,16 @@ from experiments import (
     ablation,
     common,
     correlation,
+    cud,
     drift,
     generations,
+    longtail,
+    ood,
     pairs,
     penultimate,
     table1,
     table2,
+    table3,
 )
 from kdjax import console
 from kdjax.errors import Refused, one_of
@@ -38,6 +43,10 @@ TABLES = {
     "ablation": ablation,
     "pairs": pairs,
     "correlation": correlation,
+    "cud": cud,
+    "table3": table3,
+    "ood": ood,
+    "longtail": longtail,
 }
 SIZES = ("cpu", "short", "paper")
 
