@@ -31,6 +31,7 @@ from experiments.tables import Finished, Row, values
 from kdjax import metrics, report
 from kdjax.files import read_json, write_json
 
+IGNORED = transfer.IGNORED
 COLUMNS = (
     *("top1", "ece", *(f"ece_severity_{severity}" for severity in SEVERITIES)),
     *("ece_shifted", "top1_shifted", "aurc", "aurc_shifted"),
@@ -188,4 +189,4 @@ def drawn(lines: Sequence[Line], folder: Path) -> list[tuple[str, Path]]:
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/drift.py", workdir="runs/drift")
+    common.main(run, "configs/drift.py", workdir="runs/drift", ignored=IGNORED)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from experiments import common, published, transfer
 from experiments.command import Command
 
+IGNORED = transfer.IGNORED
+
 
 def run(given: Command) -> None:
     transfer.run(
@@ -24,4 +26,4 @@ def run(given: Command) -> None:
 
 
 if __name__ == "__main__":
-    common.main(run, "configs/table1.py", workdir="runs/table1")
+    common.main(run, "configs/table1.py", workdir="runs/table1", ignored=IGNORED)

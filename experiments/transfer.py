@@ -21,6 +21,13 @@ from experiments.tables import Row, values
 from kdjax.recipes import Distill
 from kdjax.stages import Stage
 
+IGNORED = {
+    **common.ONLY,
+    "recipe.student.model": "the students are --config.recipe.students=('resnet8',)",
+    "recipe.teacher.method": "the teachers are --config.recipe.teachers=('nll','mdca')",
+    "recipe.teacher.options": "a calibrator has its own options here, see configs/base.py",
+}
+
 
 def alone(config: ConfigDict, network: str, method: str) -> Stage:
     """A network trained with one calibrator, without a teacher."""
