@@ -44,6 +44,7 @@ def audit(files: list[str], how: How, calibration: str, out: str, bins: int) -> 
         predictions = read(file, how)
         lines.append(describe(predictions))
         labels = predictions.truth
+        refuse_one_class(predictions)
         refit = None if held_out is None else _refit(held_out, predictions)
         made = Audit(predictions, metrics.resampled(predictions.logits, labels, bins=bins), refit)
         lines += ["", words.aligned(words.metric_table(made.result)), "", _paragraph(made), ""]
@@ -61,6 +62,14 @@ def describe(predictions: Predictions) -> str:
     """What the file holds and how it was read, in one line."""
     count, num_classes = predictions.logits.shape
     return f"{predictions.name}: {count} examples, {num_classes} classes; {'; '.join(predictions.said)}."
+
+
+def refuse_one_class(predictions: Predictions) -> None:
+    """Refuses labels that are all one class: the wrong array, or a file in the order of its classes that was cut."""
+    labels = predictions.truth
+    if labels.min() == labels.max():
+        name = words.class_name(predictions, int(labels[0]))
+        raise Refused(f"{predictions.name}: every label is {name}; expected labels of examples of several classes.")
 
 
 def _paragraph(made: Audit) -> str:

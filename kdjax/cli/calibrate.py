@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax import metrics, posthoc
 from kdjax.cli import words
-from kdjax.cli.audit import describe
+from kdjax.cli.audit import describe, refuse_one_class
 from kdjax.cli.predictions import How, Predictions, read
 from kdjax.cli.snippet import snippet
 from kdjax.errors import Refused, one_of, printable
@@ -75,9 +75,7 @@ def calibrate(fit: str, test: str, out: str, methods: str, how: How) -> list[str
 def check_pair(fitting: Predictions, testing: Predictions | None) -> None:
     """Refuses examples that nothing can be fitted on, and a test of another model or of the same examples."""
     labels = fitting.truth
-    if len({*labels.tolist()}) < 2:
-        name = words.class_name(fitting, int(labels[0]))
-        raise Refused(f"{fitting.name}: every label is {name}; a calibrator needs examples of several classes.")
+    refuse_one_class(fitting)
     if len(labels) < 10 * FOLDS:
         raise Refused(
             f"{fitting.name} has {len(labels)} examples; expected at least {10 * FOLDS}, better a thousand, to fit on."

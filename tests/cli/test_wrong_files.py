@@ -59,6 +59,7 @@ WRONG = {
     "nan.npz": (lambda p: npz(p, logits=spoiled(7, np.nan), labels=LABELS), "example 7 .* holds NaN; drop the example"),
     "inf.npz": (lambda p: npz(p, logits=spoiled(7, np.inf), labels=LABELS), "example 7 .* an infinity"),
     "nan.csv": (lambda p: probabilities(p, probs=spoiled(3, np.nan, PROBS)), "example 3 .* holds NaN"),
+    "one_class.npz": (lambda p: npz(p, logits=LOGITS, labels=0 * LABELS), "every label is class 0; .*several classes"),
     "one_column.npy": (lambda p: raw(p, header("(3, 1)") + bytes(24)), r"one column of scores; .*np.stack"),
     "one_axis.npz": (lambda p: npz(p, probs=PROBS[:, 0], labels=LABELS), "one column of scores"),
     "labels_short.npz": (lambda p: npz(p, logits=LOGITS, labels=LABELS[:-1]), "60 examples and 59 labels"),
@@ -148,7 +149,6 @@ def test_one_sentence(name, command, tmp_path, monkeypatch, capsys):
 
 
 CALIBRATE = {
-    "one label": (lambda p: npz(p, logits=LOGITS, labels=0 * LABELS), [], "every label is class 0"),
     "few": (lambda p: npz(p, logits=LOGITS[:20], labels=LABELS[:20]), [], "20 examples; expected at least 50"),
     "-inf": (lambda p: npz(p, logits=spoiled(7, -np.inf), labels=LABELS), [], "logits of -inf; .*-100 excludes"),
     "method": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--methods=temprature"], "did you mean temperature"),
