@@ -5,10 +5,13 @@
     python -m experiments.benchmark step --quick               # a smoke test of the benchmark itself
     python -m experiments.benchmark step --batch 512 --precision bfloat16 --steps_per_call 8        # on a GPU
     python -m experiments.benchmark metrics --repeats 5 --threads 2
+    python -m experiments.benchmark text --threads 2 --json text.json
     python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
-per (stage, split), and the import. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the calibration errors.
+per (stage, split), and the import. `text`: tokens per second of the distillation step on texts and their share of the
+machine's matrix-product rate, beside PyTorch eager. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the
+calibration errors.
 Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
 The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
 """
@@ -108,6 +111,29 @@ def step_section() -> dict[str, Any]:
     return out
 
 
+def text_settings() -> Any:
+    """The text section's settings from the flags; networks of images are left to the step section."""
+    from experiments.benchmark_text import Settings
+    from kdjax.models import transformer_names
+
+    named = {"teacher": _TEACHER.value, "student": _STUDENT.value}
+    given: dict[str, Any] = {key: value for key, value in named.items() if value and transformer_names.named(value)}
+    given |= {"rounds": _REPEATS.value} if _REPEATS.value else {}
+    chosen = Settings(
+        batch=_BATCH.value, precision=_PRECISION.value, steps_per_call=_STEPS_PER_CALL.value, torch=_TORCH.value
+    )
+    chosen = chosen.quick() if _QUICK.value else chosen
+    return dataclasses.replace(chosen, **given)
+
+
+def text_section() -> dict[str, Any]:
+    from experiments import benchmark_text
+
+    measured = benchmark_text.distillation_step(text_settings())
+    benchmark_text.show_section(measured)
+    return measured
+
+
 def memory_section() -> dict[str, Any]:
     from experiments import benchmark_memory
 
@@ -142,6 +168,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics": metrics_section,
     "memory": memory_section,
     "step": step_section,
+    "text": text_section,
 }
 
 
@@ -157,6 +184,7 @@ def plain(value: Any) -> Any:
 def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, Any]:
     """Prints what the sections would measure; returns nothing measured."""
     what = {
+        "text": "the distillation step on texts: tokens a second, beside PyTorch eager where it is installed",
         "metrics": "seconds and memory of the calibration errors",
         "memory": f"peak memory of {_CONFIG.value}, from an empty cache and from a full one, where its data set is",
         "step": (

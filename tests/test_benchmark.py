@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import benchmark, benchmark_dispatch, benchmark_memory, benchmark_step, peers
+from experiments import benchmark, benchmark_dispatch, benchmark_memory, benchmark_step, benchmark_text, peers
 from experiments.benchmark_step import Settings
 from kdjax import models
 from kdjax.errors import Refused
@@ -199,3 +199,51 @@ def test_quick_keeps_the_networks_that_were_named():
 def test_unknown_configuration_is_refused():
     with pytest.raises(Refused, match="there is no configuration configs/cifar1000.py"):
         benchmark_memory.child("configs/cifar1000.py:cpu", 1, "")
+
+
+TEXT = benchmark_text.Settings(
+    teacher="bert_1l_16",
+    student="bert_1l_8",
+    batch=4,
+    rounds=2,
+    seconds=0.01,
+    examples=16,
+    matmul=32,
+    num_classes=5,
+    length=8,
+    vocab_size=20,
+    dropout=0.0,
+    torch=False,
+)
+
+
+def test_operations_of_a_text_step_are_counted_from_shapes():
+    s = dataclasses.replace(TEXT, teacher="bert_2l_128", student="bert_1l_64", length=32, vocab_size=200)
+    work = benchmark_text.work(s)
+
+    def macs(layers, width):
+        inner = layers * (2 * (4 * width**2 + 8 * width**2) + 4 * 32 * width) / 2
+        return inner + (width**2 + 5 * width) / 32
+
+    wanted = {False: 3 * macs(1, 64), True: 3 * macs(1, 64) + macs(2, 128)}
+    for living, count in wanted.items():
+        assert benchmark_text.gflop_per_token(work, living=living) == pytest.approx(2e-9 * count)
+
+
+@pytest.mark.slow
+def test_texts_are_measured_with_a_living_and_with_a_stored_teacher():
+    measured = benchmark_text.distillation_step(TEXT)
+    assert {*measured["contestants"]} == {benchmark_text.OURS, benchmark_text.STORED}
+    for one in measured["contestants"].values():
+        assert len(one["seconds"]) == one["tokens_per_s"].n == 2 and one["share_of_matmul"] > 0
+    json.dumps(benchmark.plain(measured))
+    benchmark_text.show_section(measured)
+
+
+def test_the_torch_peer_of_texts_is_the_same_step():
+    """Without dropout: the same losses from the same parameters on one batch, over three steps of AdamW."""
+    pytest.importorskip("torch")
+    work = benchmark_text.work(dataclasses.replace(TEXT, examples=4))
+    peer, ours = work.torch(), benchmark_step.Ours(work.living)
+    for _ in range(3):
+        assert peer.advance(1) == pytest.approx(ours.advance(1), rel=1e-4)
