@@ -34,6 +34,10 @@ def finished(directory: str | Path, data: Data) -> Stage:
     folders = [Path(directory).expanduser().resolve()]
     while parents := _parents(folders[-1]):
         folders.append(folders[0].parent / str(parents[0]))
+        if not folders[-1].is_dir():
+            raise Refused(
+                f"the teacher {folders[-2]} was taught by {parents[0]}, which is not beside it; copy that too."
+            )
         if folders[-1] in folders[:-1]:
             raise Refused(f"the teacher {folders[-1]} is said to have taught itself; expected a run of this kdjax.")
     stage: Stage | None = None
@@ -59,7 +63,9 @@ def _parents(folder: Path) -> list[Any]:
         raise Refused(f"the teacher {folder} is not finished or not intact ({problems[0]}); finish that run first.")
     parents = list(_read(folder, "parents.json", list))
     if len(parents) > 1:
-        raise Refused(f"the teacher {folder} was itself taught by a control of {parents[1]}; train it in this folder.")
+        raise Refused(
+            f"the teacher {folder} was itself taught by {len(parents)} runs; train it in this work directory."
+        )
     return parents
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import common, distill, tables
 from kdjax import elsewhere
+from kdjax.cli.show import show
 from kdjax.errors import Refused
 from kdjax.files import write_manifest
 from kdjax.runs import run_all
@@ -39,6 +40,7 @@ def test_a_student_is_the_same_whether_its_teacher_lies_here_or_elsewhere(lent, 
     assert result.metrics["test"]["agreement"] > 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in tmp_path.iterdir()] == [student.id]
+    assert any(line.endswith(f"{teacher.id} (elsewhere)") for line in show(str(student.directory(tmp_path))))
     seeds = tables.grid({"teacher": tables.Row(student.teacher), "student": tables.Row(student)}, [0, 1])
     assert len(seeds["teacher"]) == 1 and len({stage.id for stage in seeds["student"]}) == 2
 
@@ -77,7 +79,11 @@ def edited(name, edit):
             "is stage .* and its recipe on the data here",
         ),
         (edited("parents.json", lambda p: p.append("copy")), "is said to have taught itself"),
-        (edited("parents.json", lambda p: p.append("0123456789ab")), "0123456789ab has no recipe.json|is no folder"),
+        (
+            edited("parents.json", lambda p: p.append("0123456789ab")),
+            "was taught by 0123456789ab, which is not beside it",
+        ),
+        (edited("parents.json", lambda p: p.extend("ab")), "was itself taught by 2 runs"),
     ],
 )
 def test_refused(lent, tmp_path, change, sentence):

@@ -101,6 +101,7 @@ def _about(directory: Path) -> list[str]:
     if "epoch" in result:
         state += f"; epoch {result['epoch']} selected"
     optimizer = _mapping(recipe.get("optimizer"))
+    teachers = [name if (directory.parent / name).is_dir() else f"{name} (elsewhere)" for name in _parents(directory)]
     data = _mapping(recipe.get("data"))
     schedule = f"{recipe.get('epochs')} epochs of batches of {recipe.get('batch_size')}, seed {recipe.get('seed')}"
     rows = [
@@ -112,6 +113,7 @@ def _about(directory: Path) -> list[str]:
             f"{recipe.get('model')}{_options(_mapping(recipe.get('model_options')))}, {recipe.get('precision')}",
         ),
         ("method", _method(recipe)),
+        *([("taught by", ", ".join(teachers))] if teachers else []),
         ("training", f"{schedule}; {optimizer.get('name')}{_options(optimizer, without=('name',))}"),
     ]
     if model:
