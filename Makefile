@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-all attack soak lint format bench clean
+.PHONY: quickstart test test-all attack soak lint format bench docs wheel clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -36,6 +37,17 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
+# The site in docs/_build/html; its notebooks run, and every warning is an error.
+docs: $(DOCS_READY)
+	$(BIN)/python -m sphinx -b html -d docs/_build/doctrees -W --keep-going -q docs docs/_build/html $(ARGS)
+
+wheel: $(READY)
+	.ci/wheel $(BIN)/python
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python %d.%d found, 3.11 or later needed; type: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
@@ -44,4 +56,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

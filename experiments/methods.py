@@ -1,7 +1,7 @@
-"""Writes `docs/methods.md` and the README's table of methods from the registry, so that neither can drift.
+"""Writes `docs/methods.md` from the registry, so that it cannot drift.
 
-python -m experiments.methods           # rewrites both
-python -m experiments.methods --check   # says whether they are current: exit code 0 or 2
+python -m experiments.methods           # rewrites it
+python -m experiments.methods --check   # says whether it is current: exit code 0 or 2
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from kdjax.objectives import METHODS, Method
 
 _CHECK = flags.DEFINE_bool("check", False, "Only compare; exit code 2 if a file is stale.")
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- methods: written by `python -m experiments.methods` -->", "<!-- end of methods -->"
 VERIFIED = {
     "golden": "golden values of the authors' code",
     "law": "identities, laws and finite differences",
@@ -125,19 +124,9 @@ def document() -> str:
     return "\n".join(lines)
 
 
-def summary() -> str:
-    """The README's table."""
-    lines = [BEGIN, "", row(("method", "role", "formula", "verified by", "state")), row(["---"] * 5)]
-    lines += [row((f"`{n}`", m.role, m.formula, VERIFIED[m.verified], "built")) for n, m in METHODS.items()]
-    return "\n".join([*lines, "", END])
-
-
 def targets() -> dict[Path, str]:
     """File -> what it should hold."""
-    readme = (ROOT / "README.md").read_text()
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return {ROOT / "docs" / "methods.md": document(), ROOT / "README.md": before + summary() + after}
+    return {ROOT / "docs" / "methods.md": document()}
 
 
 def main(argv: list[str]) -> None:

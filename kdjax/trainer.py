@@ -48,10 +48,10 @@ class Progress(NamedTuple):
 class Trainer:
     """A task on a mesh: compiled programs and resident data. Library users drive it directly; `kdjax.runs` adds files.
 
-    trainer = Trainer(task)
-    for progress in trainer.epochs(trainer.init()):
-        print(progress.epoch, progress.logs["loss"].mean())
-    logits = trainer.predict(progress.state.variables, task.dataset.test)
+        trainer = Trainer(task(recipe, dataset))
+        for progress in trainer.epochs(trainer.init()):
+            print(progress.epoch, progress.logs["loss"].mean())
+        logits = trainer.predict(progress.state.variables, dataset.test)
 
     Args:
       devices: how many; 0 means all.

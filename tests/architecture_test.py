@@ -178,6 +178,21 @@ def test_compilation_is_in_step():
             assert not any("pjit" in name or "shard_map" in name for name in imports(path)), f"{path} compiles"
 
 
+def test_messages_name_commands_of_the_wheel():
+    """What a message tells people to type exists after `pip install`: experiments and configs are of a checkout."""
+    for path in FILES:
+        for typed in re.findall(r"python -m \w+|\bmake (?:quickstart|test)\b|configs/\w+\.py", path.read_text()):
+            assert typed == "python -m kdjax", f"{path} names {typed}"
+
+
+def test_the_version_is_written_once():
+    import kdjax
+
+    assert f"version: {kdjax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(kdjax.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
 def test_no_pickle_no_eval():
     for path in [*FILES, *(ROOT / "experiments").rglob("*.py"), *(ROOT / "configs").rglob("*.py")]:
         tree = ast.parse(path.read_text())

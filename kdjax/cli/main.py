@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     sign.add_argument("runs", nargs="+", metavar="RUN", help="a finished run's directory, or a workdir of such")
     sign.add_argument("--key", required=True, metavar="KEY", help="an Ed25519 key: ssh-keygen -t ed25519 -f key")
 
+    prepare = _command(commands, "prepare", _prepare, "download and write a public data set once, to read it offline")
+    prepare.add_argument("name", metavar="NAME", help="tfds name: cifar10, cifar100, name/config, name:version")
+    prepare.add_argument("--data_dir", metavar="FOLDER", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    prepare.add_argument("--cache_dir", metavar="FOLDER", help="default: $KDJAX_CACHE, else ~/.cache/kdjax")
+
     export = _command(
         commands, "export", _export, "a run's network as a file for others, compared with its stored logits"
     )
@@ -209,6 +214,12 @@ def _sign(a: argparse.Namespace) -> list[str]:
     from kdjax.cli.sign import sign
 
     return sign(a.runs, a.key)
+
+
+def _prepare(a: argparse.Namespace) -> list[str]:
+    from kdjax.cli.prepare import prepare
+
+    return prepare(a.name, a.data_dir, a.cache_dir)
 
 
 def _export(a: argparse.Namespace) -> list[str]:

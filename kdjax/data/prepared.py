@@ -1,6 +1,6 @@
 """Prepared tfds sets of images and classes, read without TensorFlow; beside `records` the only file that touches tfds.
 
-`python -m experiments.prepare NAME` writes `DATA_DIR/NAME/VERSION/`: `dataset_info.json`, `features.json` and
+`kdjax prepare NAME` writes `DATA_DIR/NAME/VERSION/`: `dataset_info.json`, `features.json` and
 array_record shards of `tf.train.Example` messages. Reading them item by item through tfds takes 21-32 s for CIFAR-100;
 here shards are read in order, decoded by Pillow (4-6 s) and kept as one uint8 array per split, which later runs read in
 0.3 s, most of it the checksum. A set that would not fit into memory stays on disk (`Records`), and only its labels and
@@ -135,7 +135,7 @@ def describe(name: str, data_dir: Path, *, any_size: bool = False, text_label: s
     if file_format != "array_record":
         raise Refused(
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; expected array_record: type "
-            f"python -m experiments.prepare {name} --data_dir OTHER_FOLDER and use that folder."
+            f"kdjax prepare {name} --data_dir OTHER_FOLDER and use that folder."
         )
     if text_label:
         image, label, shape, num_classes = "", text_label, (0, 0, 0), _classes(features, text_label)
@@ -189,7 +189,7 @@ def _absent(name: str, base: str, data_dir: Path) -> Absent:
     hint = f"prepared there: {nearest(base, near)}" if near else "nothing is prepared there."
     return Absent(
         f"data set {name!r} is not prepared in {data_dir / base} (data_dir, else TFDS_DATA_DIR, else "
-        f"~/tensorflow_datasets); type python -m experiments.prepare {name} --data_dir {data_dir}, or name the right "
+        f"~/tensorflow_datasets); type kdjax prepare {name} --data_dir {data_dir}, or name the right "
         f"folder; {hint}"
     )
 

@@ -99,7 +99,7 @@ CLASSES = {"label": {"classLabel": {"numClasses": "3"}}}
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ({"file_format": "tfrecord"}, "is prepared as tfrecord, .* expected array_record: .* experiments.prepare tiny"),
+        ({"file_format": "tfrecord"}, "is prepared as tfrecord, .* expected array_record: .* kdjax prepare tiny"),
         ({"declared": {"test": [16]}}, "holds 15 records where dataset_info.json says 16"),
         ({"declared": {"test": [14]}}, "holds 15 records where dataset_info.json says 14"),
         ({"shape": (8, 9, 3)}, r"has shape \(8, 8, 3\); expected \(8, 9, 3\)"),
@@ -148,7 +148,7 @@ def test_a_missing_set_names_folder_and_command(folders):
     with pytest.raises(Refused) as refusal:
         load("cifar100", **folders)
     assert str(folders["data_dir"] / "cifar100") in str(refusal.value)
-    assert f"python -m experiments.prepare cifar100 --data_dir {folders['data_dir']}" in str(refusal.value)
+    assert f"kdjax prepare cifar100 --data_dir {folders['data_dir']}" in str(refusal.value)
     tiny.write(folders["data_dir"], splits=SPLITS)
     with pytest.raises(Refused, match="did you mean tiny"):
         load("tinny", **folders)
