@@ -112,6 +112,10 @@ def call(
         return _stop(f"stopped: {error}", settings.EXIT_INTERRUPTED)
     except OSError as error:
         return _stop(f"stopped: {error}", settings.EXIT_IO)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = (str(error).splitlines() or ["no memory left"])[0]
+        sentence = f"stopped: the machine could not go on ({reason}); what is finished stays. Is its memory too small?"
+        return _stop(sentence, settings.EXIT_INTERNAL)
     except KeyboardInterrupt:
         sentence = "stopped: interrupted; what is finished stays, run the same command to go on."
         return _stop(sentence, settings.EXIT_INTERRUPTED)

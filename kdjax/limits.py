@@ -72,7 +72,7 @@ def refuse_bytes(parts: Mapping[str, Any], available: int | None = None) -> None
 
 
 def memory() -> int | None:
-    """Bytes of the first device; on CPU those of the machine or of the group of processes; None where nobody tells."""
+    """Bytes of the first device; on CPU of the machine, its group of processes or `ulimit`; None where nobody tells."""
     device = jax.local_devices()[0]
     with contextlib.suppress(Exception):  # what a backend that keeps no statistics raises is its own
         if (stats := device.memory_stats()) and stats.get("bytes_limit"):
@@ -85,4 +85,9 @@ def memory() -> int | None:
         known.append(1024 * int(line.split()[1]))
     with contextlib.suppress(OSError, ValueError):
         known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        known += [limit for limit in limits if limit != resource.RLIM_INFINITY]
     return min(known, default=None)

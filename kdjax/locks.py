@@ -106,11 +106,13 @@ class Lock:
     def _refuse_living(self, holder: dict[str, Any]) -> None:
         who = f"{self.path.parent} is in use by process {holder['pid']} on {holder['host']}"
         if askable(holder):
-            if running(holder):
+            if not running(holder):
+                return
+            # Without its start the number may be another process's by now; where a system tells it, kdjax writes it.
+            if holder.get("started") is not None or _started(os.getpid()) is None:
                 raise Held(
                     f"{who}; wait for it, choose another directory, or delete {self.path} if that process is gone."
                 )
-            return
         age = self._age()
         if age < FREE_AFTER:
             raise Held(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from kdjax.options import plain
 from kdjax.recipes import Recipe
 from kdjax.tasks import example
 from kdjax.types import Dataset, Model, Prepare, PyTree, Variables
+from kdjax.variables import refuse_not_finite
 
 FILE = "model.json"
 """In a stage's directory: what prediction needs beside the variables."""
@@ -66,12 +67,42 @@ def load(directory: str | Path) -> Predictor:
         )
     if problems := checkpoints.verify_manifest(directory):
         raise Refused(f"{directory} is not finished or not intact ({problems[0]}); run the stage again.")
-    described = json.loads((directory / FILE).read_text())
+    described = checkpoints.read_json(directory / FILE)
+    try:
+        model, made, raw = _built(directory, described)
+        variables = jax.eval_shape(lambda x: model.init(step.random_key(0), made(x)), raw)
+    except Refused:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(
+            f"{directory / FILE} describes no network as kdjax writes it ({type(error).__name__}: {error}); delete "
+            f"{directory} and run the stage again."
+        ) from error
+    everywhere = layout.replicated(layout.mesh(1))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
+    )
+    store = checkpoints.Checkpoints(directory / "selected", keep=1)
+    restored = store.restore(like)
+    if restored is None:
+        raise Refused(f"{directory} holds no selected checkpoint; run the stage again.")
+    refuse_not_finite(store.directory, restored.tree)
+    return Predictor(model, restored.tree, made, described, raw, _vocabulary(directory, made))
+
+
+def _built(directory: Path, described: Any) -> tuple[Model, Prepare, PyTree]:
+    """(network, prepare, shapes of one raw example) of a description."""
     if described.get("model_version", "") != models.version(described["model"]):
         raise Refused(
             f"{directory} was trained with other code of the model {described['model']!r}; import the module that "
             "registered it then."
         )
+    names, temperature = described["label_names"], described["temperature"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("label_names are no names")
+    if isinstance(temperature, bool) or not 0 < float(temperature) < math.inf:
+        raise ValueError("temperature is no number above 0")
     model = models.build(
         described["model"],
         num_classes=described["num_classes"],
@@ -82,18 +113,7 @@ def load(directory: str | Path) -> Predictor:
     shapes = {
         name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, (dtype, shape) in described["inputs"].items()
     }
-    raw = checkpoints.nested(shapes)["inputs"]
-    mesh = layout.mesh(1)
-    variables = jax.eval_shape(lambda x: model.init(step.random_key(0), made(x)), raw)
-    everywhere = layout.replicated(mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
-    )
-    restored = checkpoints.Checkpoints(directory / "selected", keep=1).restore(like)
-    if restored is None:
-        raise Refused(f"{directory} holds no selected checkpoint; run the stage again.")
-    return Predictor(model, restored.tree, made, described, raw, _vocabulary(directory, made))
+    return model, made, checkpoints.nested(shapes)["inputs"]
 
 
 def _vocabulary(directory: Path, made: Any) -> Vocabulary | None:

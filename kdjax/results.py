@@ -22,6 +22,7 @@ from kdjax.stages import Stage, abstract_variables, dataset, folds
 from kdjax.tasks import Start
 from kdjax.trainer import predict
 from kdjax.types import PyTree, Split
+from kdjax.variables import refuse_not_finite
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -102,9 +103,20 @@ def read(stage: Stage, workdir: Path, reused: bool = True) -> Result:
         _stored(directory, "result.json", key, kind)
         for key, kind in (("metrics", dict), ("metrics_source", str), ("epoch", int))
     )
+    if not all(_is_scores(scores.get(split)) for split in ("calibration", "test")):
+        raise Damaged(
+            f"{directory / 'result.json'} holds no numbers as metrics; delete {directory} to compute it again."
+        )
     if source != metrics_source_hash():
         scores = measure(stage, workdir, {split: stored_logits(directory, split) for split in ("calibration", "test")})
     return Result(stage, directory, scores, epoch, reused)
+
+
+def _is_scores(value: Any) -> bool:
+    """Whether this is a split's metrics: numbers by name."""
+    return isinstance(value, dict) and all(
+        isinstance(number, int | float) and not isinstance(number, bool) for number in value.values()
+    )
 
 
 @functools.cache
@@ -131,13 +143,14 @@ def selected(stage: Stage, workdir: Path) -> tuple[Parts, PyTree]:
     """(pure functions, variables) of a finished stage at its selected epoch.
 
     Raises:
-      Refused: there is no selected checkpoint that verifies.
+      Refused: there is no selected checkpoint that verifies, or it holds NaN.
     """
     pieces = parts(stage.recipe, dataset(stage.recipe.data))
     store = checkpoints_of(stage, workdir, "selected", keep=1)
     restored = store.restore(abstract_variables(stage.recipe, mesh()))
     if restored is None:
         raise Refused(f"{stage.directory(workdir)} holds no selected checkpoint that verifies; run the stage again.")
+    refuse_not_finite(store.directory, restored.tree)
     return pieces, restored.tree
 
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from kdjax.settings import Interrupted
+from kdjax.settings import EXIT_INTERRUPTED, Interrupted
 
 _SENTENCE = "stopped; what is saved stays, run the same command to go on."
+
+
+PATIENCE = 60.0
+"""Seconds that a step, or whatever else Python waits for, may take after a signal."""
 
 
 class Asked(dict[str, int]):
     """Not empty once a signal has asked for a stop."""
 
     _later = False
+    handled = 0
+    """Signals that Python has acted upon; it cannot while it waits for a computation."""
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
@@ -43,11 +51,48 @@ class Asked(dict[str, int]):
         Everything on disk is whole at any moment. Several processes, which would leave each other in the middle of a
         collective, only note it and agree on a stop.
         """
+        self.handled += 1
         if self:
             os._exit(128 + number)
         self["signal"] = number
         if not self._later and not jax.distributed.is_initialized():
             raise Interrupted(_SENTENCE)
+
+
+def _heed(pipe: int, asked: Asked) -> None:
+    """Ends the process where Python cannot: it acts on a signal between two of its own steps alone, and a computation
+    that has lost its memory or its device may never end."""
+    arrived, since = 0, 0.0
+    while True:
+        if select.select([pipe], [], [], 0.1 if arrived > asked.handled else None)[0]:
+            number = os.read(pipe, 1)[0]
+            if number == 0:
+                return
+            if number in (signal.SIGTERM, signal.SIGINT):
+                arrived, since = arrived + 1, time.monotonic()
+        waiting = arrived - asked.handled
+        if waiting > 0 and time.monotonic() - since > (PATIENCE if waiting == 1 else 1.0):
+            os.write(2, b"stopped: the present step did not end; what is saved stays, run the same command to go on.\n")
+            os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _heeded(asked: Asked) -> Iterator[None]:
+    """Runs `_heed` within, in a thread that the system tells of every signal."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_heed, args=(reads, asked), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.set_blocking(writes, True)
+        os.write(writes, b"\0")
+        thread.join()
+        os.close(reads)
+        os.close(writes)
 
 
 @contextlib.contextmanager
@@ -73,7 +118,8 @@ def watched() -> Iterator[Asked]:
         # While JAX looks for devices it turns whatever is raised into an error of its own.
         with asked.later():
             jax.devices()
-        yield asked
+        with _heeded(asked):
+            yield asked
     finally:
         sys.unraisablehook = show
         for number, handler in before.items():

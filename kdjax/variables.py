@@ -138,6 +138,22 @@ def refuse_misfit(path: Path, stored: Mapping[str, tuple], wanted: Mapping[str, 
         )
 
 
+def refuse_not_finite(where: Path, variables: PyTree) -> None:
+    """Refuses variables that hold NaN or an infinity, under whatever checksum: their every prediction is NaN.
+
+    Raises:
+      Refused: naming the first such array.
+    """
+    for name, leaf in named(variables, exact=False).items():
+        array = np.asarray(leaf)
+        if array.dtype.kind == "f" or array.dtype == jnp.bfloat16:
+            bad = int(array.size - np.isfinite(array.astype(np.float32)).sum())
+            if bad:
+                raise Refused(
+                    f"{where} holds {bad} NaN or infinite values in {name}; delete it and run the stage again."
+                )
+
+
 def _held(dtype: Any) -> bool:
     return jax.dtypes.canonicalize_dtype(dtype) == dtype
 

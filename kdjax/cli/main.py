@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _leave(str(error), EXIT_REFUSED)
     except OSError as error:
         return _leave(str(error), EXIT_IO)
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:300]
+        return _leave(f"{error.name or 'a library'} cannot be imported here ({reason}); install it anew.", EXIT_REFUSED)
     except MemoryError:
         return _leave("there is not enough memory for this file; give fewer examples.", EXIT_REFUSED)
     except KeyboardInterrupt:

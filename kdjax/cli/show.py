@@ -26,8 +26,18 @@ def show(run: str, verify_with: str = "") -> list[str]:
     Raises:
       Refused: neither a run nor a directory of runs; not signed, or not by that key.
     """
-    if verify_with:
-        return [*sign.verify(run, verify_with), *show(run)]
+    signed = sign.verify(run, verify_with) if verify_with else []
+    try:
+        return [*signed, *_shown(run)]
+    except Refused:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(
+            f"a JSON file of {run} holds what no run holds ({type(error).__name__}: {error}); run the stage again."
+        ) from error
+
+
+def _shown(run: str) -> list[str]:
     directory = Path(run)
     if not directory.is_dir():
         raise Refused(f"{run} is no directory; expected a run such as runs/0123456789ab, or the workdir that holds it.")

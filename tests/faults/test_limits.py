@@ -39,6 +39,12 @@ def test_a_state_beyond_the_memory_is_refused_with_its_parts():
     limits.refuse_bytes({"objective": history}, available=13 * 10**9)
 
 
+def test_ulimit_is_a_limit(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4_000_000_000, 4_000_000_000))
+    assert limits.memory() <= 4_000_000_000
+
+
 def test_a_plan_refuses_what_the_device_cannot_hold(tmp_path, monkeypatch):
     stage = Stage(tiny.recipe(tiny.npz(tmp_path), method="pskd"))
     assert limits.memory() > 10**8

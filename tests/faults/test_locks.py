@@ -68,6 +68,7 @@ UNKNOWN = {
     "another host": {"pid": 1, "host": "another-host", "started": None},
     "another boot": {"started": "another boot:1"},
     "another namespace": {"namespace": 1, "pid": 999_999_9},
+    "no start": {"pid": 1, "started": None},  # alive, and waited for without end
 }
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,3 +89,49 @@ def test_a_signal_while_a_command_imports_and_starts_ends_it_in_one_sentence(tmp
         child.kill()
     assert child.returncode == 75, said
     assert re.fullmatch(r"stopped: .* run the same command to go on\.\n", said), said
+
+
+STUCK = """
+import ctypes, sys
+from kdjax import signals
+signals.PATIENCE = float(sys.argv[1])
+lock = ctypes.create_string_buffer(64)  # zeros: a mutex of pthreads that is free
+with signals.watched():
+    print("stuck", flush=True)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="waits for a mutex as Linux has it")
+@pytest.mark.parametrize(("patience", "signals_sent"), [(1.0, 1), (500.0, 2)])
+def test_a_signal_while_a_computation_never_ends(patience, signals_sent):
+    """Python itself cannot act on a signal there: the process waited for ever, whatever was sent but -9."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(patience)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "stuck\n"
+    for _ in range(signals_sent):
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+    try:
+        said = child.communicate(timeout=60)[1]
+    finally:
+        child.kill()
+    assert child.returncode == 75 and said.startswith("stopped: the present step did not end; "), said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files through /proc")
+def test_nothing_is_left_of_the_watch():
+    """Neither its thread, nor its pipe, nor its claim on the signals."""
+    before = threading.active_count(), len(os.listdir("/proc/self/fd")), signal.set_wakeup_fd(-1)
+    for _ in range(3):
+        with signals.watched():
+            assert threading.active_count() == before[0] + 1
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd")), signal.set_wakeup_fd(-1)) == before
