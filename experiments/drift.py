@@ -69,7 +69,7 @@ def run(given: Command) -> None:
         Sheet(lines, columns),
         finished,
         title="Calibration under shift",
-        summary=sentences(lines),
+        summary=[*sentences(lines), *compared(config, lines)],
         figures=drawn(lines, folder),
         grids=[("ECE % by corruption, mean over severities and seeds", by_kind(lines, shifted.kinds))],
         notes=[
@@ -157,6 +157,22 @@ def sentences(lines: Sequence[Line]) -> list[str]:
         return ["No row finished."]
     first = ", ".join(f"{name} {shifted:.2f} % (clean {clean:.2f} %)" for shifted, clean, name in told)
     return [f"ECE under shift, mean over corruptions, severities and seeds, the smallest first: {first}."]
+
+
+def compared(config: ConfigDict, lines: Sequence[Line]) -> list[str]:
+    """What a calibrated teacher changes in its student's ECE, clean and under shift."""
+    made, by_name = [], {line.name: line for line in lines}
+    for network in config.recipe.students:
+        plain = by_name.get(transfer.taught(config, network, config.recipe.uncalibrated))
+        for teacher in config.recipe.teachers:
+            line = by_name[transfer.taught(config, network, teacher)]
+            if plain is None or line is plain:
+                continue
+            found = tables.paired(line, plain, names=("ece", "ece_shifted"))
+            for metric, where in (("ece", "clean"), ("ece_shifted", "shifted")):
+                if found:
+                    made.append(common.difference_sentence(f"{network}, {teacher} teacher, {where}", found[metric]))
+    return made
 
 
 def mean(line: Line, metric: str) -> float:

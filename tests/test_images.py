@@ -384,6 +384,9 @@ def test_drift_from_training_to_page(folder, arrays, monkeypatch):
     assert seed["ece_shifted"] == pytest.approx((seed["ece_noise"] + seed["ece_contrast"]) / 2)
     assert seed["ece_shifted"] == pytest.approx(np.mean([seed[f"ece_severity_{n}"] for n in range(1, 6)]))
     assert [row["name"] for row in content["rows"]] == [line[0] for line in content["grids"][0]["rows"]]
+    sides = [[m["ece_shifted"] for m in row["metrics"]] for row in content["rows"][:2:-1]]
+    gap = 100 * np.mean(np.subtract(*sides))
+    assert f"KD(C) - KD(UC) at mlp, mdca teacher, shifted: {gap:+.2f} points" in content["summary"][2]
     assert "ECE under shift" in (folder / "report.html").read_text() and (folder / "drift.pdf").exists()
     # The second time nothing is predicted again.
     monkeypatch.setattr(drift.kdjax, "load", None)

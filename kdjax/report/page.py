@@ -14,7 +14,7 @@ from kdjax.files import write_text
 from kdjax.report.tables import Grid, Table
 
 # Tables of few columns and pictures of one panel (in pixels) fit a telephone; others scroll in their box.
-NARROW, FITS = 5, 700
+NARROW, FITS = 5, 1000
 
 
 def page(
