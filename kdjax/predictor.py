@@ -33,7 +33,7 @@ def describe(recipe: Recipe, dataset: Dataset, temperature: float) -> dict[str, 
     return {
         "model": recipe.model,
         "model_version": models.version(recipe.model),
-        "model_options": plain(recipe.model_options),
+        "model_options": plain(models.resolved(recipe.model, **recipe.model_options)),
         "precision": recipe.precision,
         "num_classes": dataset.num_classes,
         "label_names": list(dataset.label_names),

@@ -33,7 +33,7 @@ from kdjax.models import (
     transformer_names,
     wrn,
 )
-from kdjax.models.entry import Entry, check_options, parameters
+from kdjax.models.entry import NOT_OPTIONS, Entry, check_options, parameters
 from kdjax.models.linen_adapter import as_model as as_model
 from kdjax.models.linen_adapter import linen as linen
 from kdjax.models.nnx_adapter import nnx as nnx
@@ -141,6 +141,14 @@ def register(name: str, factory: Callable[..., Any], *, describe: str = "", vers
 def version(name: str) -> str:
     """What stands for the code of a model from outside the package in a stage's id; "" for the package's own."""
     return _entry(name).version
+
+
+def resolved(name: str, **options: Any) -> Options:
+    """The options with those at their default today, so that a network is built alike when defaults have changed."""
+    entry = _entry(name)
+    signature = {key: p.default for key, p in parameters(entry.factory).items() if key not in NOT_OPTIONS}
+    kept = {key: value for key, value in signature.items() if isinstance(value, bool | int | float | str | tuple)}
+    return Options({key: frozen(value) for key, value in {**kept, **entry.defaults, **options}.items()})
 
 
 def vocab_size(name: str, **options: Any) -> int | None:

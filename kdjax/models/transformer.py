@@ -198,10 +198,11 @@ def parse(name: str) -> Entry | None:
     if attributes is None:
         return None
     fixed = {attribute: attributes.pop(attribute) for attribute in SHAPE}
+    usual = {field.name: field.default for field in dataclasses.fields(Architecture) if field.name not in SHAPE}
     return Entry(
         partial(_network, **fixed),
         f"{_WHOSE[fixed['family']]}, {fixed['num_hidden_layers']} layers of {fixed['hidden_size']}",
-        defaults=attributes,
+        defaults={**{name: value for name, value in usual.items() if value is not dataclasses.MISSING}, **attributes},
         options=[field.name for field in dataclasses.fields(Architecture) if field.name not in SHAPE],
         example={"input_ids": _TOKENS, "attention_mask": _TOKENS},
     )

@@ -16,6 +16,8 @@ import pytest
 import kdjax
 from kdjax import models
 from kdjax.cli import export_formats, main
+from kdjax.models.entry import Entry
+from kdjax.models.small import MLP
 from kdjax.predictor import Predictor
 from kdjax.prepare import Normalize
 from kdjax.runs import run_all
@@ -89,6 +91,18 @@ def test_stablehlo_reproduces_the_logits_without_kdjax(runs, capsys):
     np.testing.assert_allclose(np.load("out.npy"), kdjax.load(student).predict(images), atol=1e-5)
     about = json.loads(Path("net.json").read_text())
     assert about["num_classes"] == 4 and about["prepare"]["kind"] == "normalize" and about["temperature"] > 0
+
+
+def test_a_run_is_loaded_with_the_defaults_of_its_day(runs, monkeypatch):
+    _, _, student, _ = runs
+    images = tiny.arrays(4, 1)[0]
+    expected = kdjax.load(student).predict(images)
+
+    class Narrow(MLP):
+        widths: tuple[int, ...] = (8,)
+
+    monkeypatch.setitem(models.MODELS, "mlp", Entry(Narrow, "of a later day"))
+    np.testing.assert_array_equal(kdjax.load(student).predict(images), expected)
 
 
 def test_safetensors_holds_the_variables_and_what_they_mean(runs, capsys):

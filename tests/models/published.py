@@ -172,7 +172,6 @@ def shuffle_v2(w, x, k):
 
 NETWORKS = {
     "resnet8": lambda w, x, k: resnet(w, x, k, (16, 16, 32, 64), 1),
-    "resnet8x4": lambda w, x, k: resnet(w, x, k, (32, 64, 128, 256), 1),
     "resnet11_bottleneck": lambda w, x, k: resnet(w, x, k, (16, 16, 32, 64), 1, bottleneck=True),
     "resnet18": lambda w, x, k: resnet(w, x, k, (64, 64, 128, 256, 512), 2, shortcut="shortcut", head="linear"),
     "wrn_10_2": lambda w, x, k: wrn(w, x, k, 1, 2),
