@@ -17,7 +17,7 @@ from experiments import common, tables
 from experiments.command import Command
 from experiments.sheets import Sheet
 from experiments.tables import Row
-from kdjax import elsewhere, report
+from kdjax import elsewhere, report, starts
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 
@@ -30,7 +30,8 @@ def rows(config: ConfigDict, teacher_folder: str = "") -> dict[str, Row]:
     if teacher_folder:
         teacher = elsewhere.finished(teacher_folder, student.recipe.data)
         student = dataclasses.replace(student, teacher=teacher)
-    alone = Stage(dataclasses.replace(student.recipe, distill=None), name="student alone")
+    begins_with = teacher if student.recipe.init == starts.TEACHER else None
+    alone = Stage(dataclasses.replace(student.recipe, distill=None), begins_with, name="student alone")
     return {
         f"teacher: {common.label(teacher.recipe)}": Row(teacher),
         f"student alone: {common.label(alone.recipe)}": Row(alone),

@@ -54,7 +54,7 @@ def show(planned: Sequence[planning.Planned], seconds: Mapping[str, float] | Non
         groups = itertools.chain.from_iterable(_by_status(rows) for rows in kinds.values())
     for row, *others in groups:
         more = f" and {len(others):,} of other seeds" if others else ""
-        teacher = ", as soft as ".join(parent.id for parent in row.stage.parents) or "-"
+        teacher = _taught_by(row.stage)
         size = f"{row.state_bytes / 1e6:.3f} MB" if row.state_bytes else "-"
         table.add_row(
             Text(literal(row.stage.name) + more),
@@ -77,6 +77,13 @@ def show(planned: Sequence[planning.Planned], seconds: Mapping[str, float] | Non
             f"About {total / 3600:.2f} hours of steps on this machine, one stage after the other, by {PROBED} steps of "
             f"each of {steps} kinds; compiling, evaluation and what checkpoints hold already are not counted."
         )
+
+
+def _taught_by(stage: Stage) -> str:
+    folds, other = stages.folds(stage), stage.as_soft_as
+    apart = f", {len(folds)} without a part" if folds else ""
+    soft = f", as soft as {other.id}" if other is not None else ""
+    return f"{stage.teacher.id}{apart}{soft}" if stage.teacher is not None else "-"
 
 
 MOST_ROWS = 200

@@ -12,7 +12,7 @@ from kdjax.data import text, text_sets
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.prepare import Tokens, from_description
-from kdjax.recipes import Data, Recipe
+from kdjax.recipes import Data, Distill, Recipe
 
 CLASSES = ("billing", "card", "greeting")
 WORDS = {"billing": "invoice refund charge", "card": "pin card blocked", "greeting": "hello good morning"}
@@ -214,6 +214,13 @@ def test_transforms_of_images_refuse_tokens(dataset, transform):
     options = {"vocab_size": 90, "num_attention_heads": 2}
     with pytest.raises(Refused, match=transform):
         parts(Recipe(model="bert_1l_8", model_options=options, transform=(transform,), batch_size=4), dataset)
+
+
+@pytest.mark.parametrize("changes", [{"method": "mixup"}, {"distill": Distill("mlld")}], ids=["mixup", "mlld"])
+def test_methods_that_change_images_refuse_tokens(dataset, changes):
+    options = {"vocab_size": 90, "num_attention_heads": 2}
+    with pytest.raises(Refused, match=r"method '(mixup|mlld)' changes its inputs as pixels can be changed"):
+        parts(Recipe(model="bert_1l_8", model_options=options, batch_size=4, **changes), dataset)
 
 
 def test_a_network_for_images_refuses_tokens(dataset):
