@@ -56,11 +56,9 @@ def heeds(process: subprocess.Popen, number: int) -> bool:
     [
         ("SIGTERM", 0.0),
         ("SIGINT", 0.0),
-        ("SIGTERM", 0.4),
         ("SIGINT", 1.0),
         ("SIGTERM", 2.5),
         ("SIGINT", 5.0),
-        ("SIGTERM", 8.0),
     ],
 )
 def test_a_signal_while_a_command_imports_and_starts_ends_it_in_one_sentence(tmp_path, name, seconds):
