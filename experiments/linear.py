@@ -51,17 +51,19 @@ def texts(data: Data) -> Texts:
 
 
 class Linear(NamedTuple):
-    """A fitted reference: log-probabilities of texts, [N, K]."""
+    """A fitted reference: logits of texts, [N, K]."""
 
     classes: int
     vectorizer: object
     model: object
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        known = self.model.predict_log_proba(self.vectorizer.transform(texts))  # type: ignore[attr-defined]
-        # A class without a training example can have no share; the reference says so without saying log 0.
-        logits = np.full((len(texts), self.classes), np.log(1e-12))
-        logits[:, self.model.classes_] = known  # type: ignore[attr-defined]
+        scores = self.model.decision_function(self.vectorizer.transform(texts))  # type: ignore[attr-defined]
+        if scores.ndim == 1:  # of two classes scikit-learn gives the second one's alone
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        # A class without a training example can have no share; e^-30 of the least likely one is that in float32.
+        logits = np.repeat(scores.min(1, keepdims=True) - 30, self.classes, axis=1)
+        logits[:, self.model.classes_] = scores  # type: ignore[attr-defined]
         return logits.astype(np.float32)
 
 

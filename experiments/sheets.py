@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from kdjax import report
-from kdjax.errors import Refused
+from kdjax.errors import one_of
 
 COLUMNS = ("top1", "nll", "ece", "ece_over", "ece_under", "sce", "ace", "ece_refit")
 PART_COLUMNS = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "sce", "ace")
@@ -68,23 +68,21 @@ class Sheet(NamedTuple):
         if not line.metrics:
             why = line.absent or f"failed: {line.failed}"
             return [f"{line.name} ({why})", *("-" for _ in self.columns), "0", *published]
-        measured = self._measured(line)
-        _, *cells, n = report.table([report.Row(line.name, list(line.metrics))], measured).cells()[0]
-        shown = dict(zip(measured, cells, strict=True))
+        shown: dict[str, str] = {}
+        if measured := self._measured(line):
+            _, *cells, _ = report.table([report.Row(line.name, list(line.metrics))], measured).cells()[0]
+            shown = dict(zip(measured, cells, strict=True))
         name = f"{line.name} (a seed failed: {line.failed})" if line.failed else line.name
-        return [name, *(shown.get(column, "-") for column in self.columns), n, *published]
+        return [name, *(shown.get(column, "-") for column in self.columns), str(len(line.metrics)), *published]
 
     def _measured(self, line: Line) -> list[str]:
         """The columns that the row has a number for: a student without a teacher has no firing rate.
 
         Raises:
-          Refused: no row of the sheet has a number for a column.
+          Refused: a column that `kdjax.report.COLUMNS` does not know.
         """
-        missing = {c for c in self.columns if not all(c in seed for seed in line.metrics)}
-        for column in missing:
-            if not any(column in seed for other in self.lines for seed in other.metrics):
-                raise Refused(f"no row of the sheet has the column {column!r}; leave it out.")
-        return [column for column in self.columns if column not in missing]
+        known = [one_of("column", column, report.COLUMNS) for column in self.columns]
+        return [column for column in known if all(column in seed for seed in line.metrics)]
 
     def markdown(self) -> str:
         """A Markdown table, ending in a newline."""
@@ -102,9 +100,11 @@ class Sheet(NamedTuple):
         for line in self.lines:
             numbers = ["0", *("" for _ in spreads)]
             if line.metrics:
-                table = report.table([report.Row(line.name, list(line.metrics))], self._measured(line))
-                values = next(csv.DictReader(io.StringIO(table.csv())))
-                numbers = [values["n"], *(values.get(spread, "") for spread in spreads)]
+                measured, values = self._measured(line), dict[str, str]()
+                if measured:
+                    table = report.table([report.Row(line.name, list(line.metrics))], measured)
+                    values = next(csv.DictReader(io.StringIO(table.csv())))
+                numbers = [str(len(line.metrics)), *(values.get(spread, "") for spread in spreads)]
             writer.writerow([line.name, *numbers, line.published, line.failed or line.absent])
         return text.getvalue()
 

@@ -223,6 +223,8 @@ def publish(
     folder = Path(given.config.run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     sheet = sheet._replace(lines=[line for line in sheet.lines if line.absent != NOT_ASKED])
+    asked = {line.name for line in sheet.lines}
+    parts = [part for part in parts if asked & {*part.rows}]
     shown = [(part.title, part.sheet(sheet.lines)) for part in parts]
     shown = shown or [("Test split, mean ± sd over seeds", sheet)]
     console = Console(width=None if sys.stdout.isatty() else 160)

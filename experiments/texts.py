@@ -190,6 +190,7 @@ CLAIMS = (
     ("The exact projection against W-Clip", PROJECTED, WCLIP),
     ("The exact projection against W-Clip, both cross-fitted", PROJECTED + CROSSED, WCLIP + CROSSED),
     ("LKD against the student alone", LKD, ALONE),
+    ("Softening the teacher alone, against LKD", CONTROL, LKD),
 )
 """(what is claimed, row, the control that it is held against)."""
 MEASURES = {"top1": ("top-1", 1), "ece": ("ECE", -1), "nll": ("NLL", -1)}
