@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from experiments import plans, tables
-from kdjax import files, layout, limits, planning, runs, stages
+from kdjax import files, layout, limits, planning, runs, stages, tasks
 from kdjax.errors import Refused, within
 from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
 from kdjax.stages import Stage
+from kdjax.trainer import Trainer
 from tests import tiny
 
 
@@ -29,6 +30,29 @@ def test_more_steps_than_are_counted(tmp_path, epochs):
         with pytest.raises(Refused, match=sentence):
             act()
     limits.refuse_steps(536_870_911, 4)
+
+
+def test_the_clock_is_exact_up_to_the_last_step_that_is_counted(tmp_path):
+    """In float32 steps beyond 2^24 would run together, and an epoch would begin some steps early or late."""
+    recipe = tiny.recipe(tiny.npz(tmp_path), epochs=536_870_911)  # of 4 steps
+    made = tasks.task(recipe, stages.dataset(recipe.data), None)
+    plain = made.parts.objective
+
+    def apply(params, state, batch, output, clock):
+        terms, state = plain.apply(params, state, batch, output, clock)
+        told = {"epoch": clock.epoch % 1000, "step": clock.step % 1000, "progress": clock.progress}
+        return terms._replace(logs={name: value.astype(np.float32) for name, value in told.items()}), state
+
+    made = made._replace(parts=made.parts._replace(objective=plain._replace(apply=apply)))
+    trainer = Trainer(made, devices=1)
+    for first in (0, 10_000_003, 2**24 + 1, 2**31 - 9):
+        state = trainer.init()._replace(step=np.int32(first))
+        for step, (state, logs) in enumerate(trainer.steps(state), first):
+            assert float(logs["epoch"][0]) == step // 4 % 1000 and float(logs["step"][0]) == step % 1000
+            assert (
+                float(logs["progress"][0]) == pytest.approx(step / (2**31 - 4), rel=1e-6)
+                and int(state.step) == step + 1
+            )
 
 
 def test_a_state_beyond_the_memory_is_refused_with_its_parts():
