@@ -147,8 +147,7 @@ class Part(NamedTuple):
 
     def sheet(self, lines: Sequence[Line]) -> Sheet:
         """The part as a sheet, its rows taken from those of the lines that exist."""
-        by_name = {line.name: line for line in lines}
-        chosen = [by_name[name]._replace(published=text) for name, text in self.rows.items() if name in by_name]
+        chosen = [line._replace(published=self.rows[line.name]) for line in lines if line.name in self.rows]
         return Sheet(chosen, self.columns, self.published, self.source)
 
 
