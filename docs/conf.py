@@ -15,6 +15,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for the command kdjax
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import latex2mathml.converter  # noqa: E402
+from docutils import nodes  # noqa: E402
+
 import kdjax  # noqa: E402
 
 project, author = "kdjax", "the kdjax authors"
@@ -41,10 +44,11 @@ nitpick_ignore_regex = [("py:(class|exc|data|obj|attr)", ".*")]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"  # read by browsers as it is; MathJax would have to come over a network
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1800  # seconds a cell: for machines that do other things too
 nb_merge_streams = True
 nb_execution_in_temp = True
 
@@ -75,6 +79,10 @@ def as_restructured_text(text: str) -> str:
             blocks[-1] += "\n\n" + block
         else:
             blocks.append(f".. code-block:: {_language(block)}\n\n{block}")
+    # "lower, upper: ..." describes two names; with a space between them napoleon takes the first for a type.
+    sections = re.sub(
+        r"^( +\w+(?:, \w+)+):", lambda names: names[1].replace(", ", ",") + ":", sections, flags=re.MULTILINE
+    )
     return "\n\n".join([*blocks, _escaped(sections)])
 
 
@@ -101,5 +109,30 @@ def docstring(app, what, name, obj, options, lines) -> None:
     lines[:] = as_restructured_text("\n".join(lines)).split("\n")
 
 
+def signature(app, what, name, obj, options, signature, return_annotation):
+    """Arrays are called what they are imported as."""
+    shorter = [text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, return_annotation)]
+    return tuple(shorter)
+
+
+def skip(app, what, name, obj, skipped, options) -> bool | None:
+    """The fields of a named tuple are described where it is."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def inline_math(translator, node) -> None:
+    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(translator, node) -> None:
+    formula = latex2mathml.converter.convert(node.astext(), display="block")
+    translator.body.append(f'<div class="formula">{formula}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-skip-member", skip)

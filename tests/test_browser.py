@@ -28,6 +28,7 @@ PAGES = {
     "methods": "methods.html",
     "tutorial": "tutorials/audit_sklearn.html",
     "results": "papers.html",
+    "formulas": "concepts/teachers.html",
     "reference": "reference/training.html",
 }
 

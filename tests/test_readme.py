@@ -15,8 +15,8 @@ from tests.test_docs import commands, fenced
 ROOT = Path(__file__).parent.parent
 
 CHEAP = {
-    "make quickstart": "make {make} quickstart ARGS='--config=configs/digits.py:mlp,mdca,mlp,kd --config.seeds=(0,) "
-    "--config.recipe.temperatures=(1.0,) --config.recipe.teacher.epochs=1 --config.recipe.student.epochs=1'",
+    "make quickstart": "make {make} quickstart ARGS=\"--config=configs/digits.py:mlp,mdca,mlp,kd --config.seeds='(0,)' "
+    "--config.recipe.temperatures='(1.0,)' --config.recipe.teacher.epochs=1 --config.recipe.student.epochs=1\"",
     "make test": "make {make} test ARGS='tests/test_targets.py -n 0 -k projection'",
     "pip install .": "true",
     "pip install '.[text]'": "true",
@@ -50,7 +50,7 @@ def test_the_commands_of_the_readme_work_when_pasted_in_order(tmp_path):
     typed = [line for line in lines if line.startswith(("make ", "pip ", "kdjax ", "python "))]
     assert {*CHEAP} <= {*typed} and any(line.startswith("kdjax audit") for line in typed)
     script = ["set -eu", 'kdjax() { "$PYTHON" -m kdjax "$@"; }', 'python() { "$PYTHON" "$@"; }']
-    script += [CHEAP.get(line, line).format(make=make) for line in typed]
+    script += [CHEAP.get(line, line).replace("{make}", make) for line in typed]
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
