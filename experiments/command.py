@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -160,7 +161,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         mixed_settings=bool(values["mixed_settings"].value),
         sign_with=values["sign_with"].value,
         fields={**named, **typed},
-        text=" ".join([program(), *without(argv[1:], *PLACES)]),
+        text=f"{program()} {shlex.join(without(argv[1:], *PLACES))}".strip(),
     )
 
 
