@@ -16,7 +16,7 @@ from configs.cifar import kdc, short, small
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "cpu": {**small(), "recipe.students": ("resnet8",)},
+    "cpu": {**small(), "recipe.students": ("resnet8",), "recipe.stands_for": (("resnet8", "wrn_40_1"),)},
     "short": short(30, precision="bfloat16", batch_size=512, **{"optimizer.lr": 0.4}),
 }
 
@@ -32,5 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The calibrators whose teachers teach, and the one of them that counts as none: KD(UC) instead of KD(C).
     config.recipe.uncalibrated = "nll"
     config.recipe.teachers = ("nll", "mixup", "adafocal", "cpc", "mdca", "mmce")
+    # Of a small size, (network, the network of the paper whose figures stand beside it).
+    config.recipe.stands_for = ()
     config.seeds = (0, 1, 2)
     return finish(config, arg, PRESETS)

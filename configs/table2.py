@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         **small("cifar10"),
         "recipe.students": ("resnet14", "resnet8"),
+        "recipe.stands_for": (("resnet14", "resnet50"), ("resnet8", "mobilenet_v2")),
         "recipe.calibrators": ("nll", "mmce", "mdca", "adafocal"),
         "recipe.teachers": ("nll", "nll + temperature", "mdca", "adafocal"),
     },
@@ -37,5 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The teachers, and the one of them that counts as uncalibrated: KD(UC) instead of KD(C).
     config.recipe.uncalibrated = "nll"
     config.recipe.teachers = ("nll", "nll + temperature", "mmce", "mdca", "adafocal")
+    # Of a small size, (network, the network of the paper whose figures stand beside it).
+    config.recipe.stands_for = ()
     config.seeds = (0, 1, 2)
     return finish(config, arg, PRESETS)

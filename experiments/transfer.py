@@ -55,18 +55,26 @@ def rows(config: ConfigDict, figures_of: published.Figures) -> dict[str, Row]:
     common.named("config.recipe.calibrators", config.recipe.calibrators)
     common.named("config.recipe.teachers", config.recipe.teachers)
     common.named("config.recipe.students", config.recipe.students)
+    stands_for = dict(config.recipe.get("stands_for", ()))
+
+    def expected(network: str, row: str) -> str:
+        """What the paper prints; for a small network, of the one that it stands for, which is named."""
+        of = stands_for.get(network, network)
+        text = printed(figures_of.get((of, row)))
+        return f"{text} ({of})" if text and of != network else text
+
     made = {}
     for network in dict.fromkeys([config.recipe.teacher.model, *config.recipe.students]):
         for method in config.recipe.calibrators:
             stage = alone(config, network, method)
-            made[f"{network} {method}"] = Row(stage, published=printed(figures_of.get((network, method))))
+            made[f"{network} {method}"] = Row(stage, published=expected(network, method))
             if method == config.recipe.uncalibrated:
                 name = f"{method} + temperature"
-                made[f"{network} {name}"] = Row(stage, "temperature", printed(figures_of.get((network, name))))
+                made[f"{network} {name}"] = Row(stage, "temperature", expected(network, name))
     for network in config.recipe.students:
         for teacher in config.recipe.teachers:
             stage = student(config, network, teacher)
-            made[stage.name] = Row(stage, published=printed(figures_of.get((network, f"kd from {teacher}"))))
+            made[stage.name] = Row(stage, published=expected(network, f"kd from {teacher}"))
     return made
 
 

@@ -56,6 +56,8 @@ def test_table_two_has_every_published_row():
     small_to_big = rows["resnet50 KD(C) from mobilenet_v2 nll + temperature"]
     assert small_to_big.stage.recipe.distill.posthoc == "temperature" and small_to_big.published.startswith("88.91")
     assert small_to_big.stage.teacher == rows["mobilenet_v2 nll"].stage
+    small = transfer.rows(table2_config.get_config("cpu"), published.TABLE2)
+    assert small["resnet14 KD(C) from resnet8 mdca"].published == "88.12 / 0.66 / 0.45 / 0.77 (resnet50)"
     # Self-distillation: the network alone is the teacher.
     assert rows["mobilenet_v2 KD(UC) from mobilenet_v2 nll"].stage.teacher == rows["mobilenet_v2 nll"].stage
 
