@@ -161,7 +161,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         mixed_settings=bool(values["mixed_settings"].value),
         sign_with=values["sign_with"].value,
         fields={**named, **typed},
-        text=f"{program()} {shlex.join(without(argv[1:], *PLACES))}".strip(),
+        text=" ".join([program(), *map(_quoted, without(argv[1:], *PLACES))]),
     )
 
 
@@ -270,6 +270,11 @@ def _known(field: str, config: ConfigDict) -> None:
             hint = nearest(name, keys) if keys else "it holds no further fields."
             raise Refused(f"{where}: the configuration has no field {name!r}; {hint}")
         part = part[name]
+
+
+def _quoted(word: str) -> str:
+    """The word as a shell reads it back, in double quotes where it holds single ones."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def program() -> str:
