@@ -11,7 +11,7 @@ quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --quick -m "not slow" $(ARGS)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import slow
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "kdjax").rglob("*.py"))
 
@@ -246,7 +248,9 @@ def test_files_read_in_one_sitting():
     assert not long
 
 
-@pytest.mark.parametrize("name", ["tensorflow", "tensorflow_datasets", "matplotlib", "grain", "sklearn", "torch"])
+@pytest.mark.parametrize(
+    "name", ["matplotlib", *slow("tensorflow", "tensorflow_datasets", "grain", "sklearn", "torch")]
+)
 def test_import_stays_light(name):
     code = f"import kdjax, kdjax.runs, sys; sys.exit({name!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, f"import kdjax pulls in {name}"

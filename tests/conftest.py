@@ -20,6 +20,20 @@ STEP = 1.5e9
 _limit = [STEP]
 
 
+def pytest_addoption(parser):
+    text = "compile without XLA's expensive passes: most of the suite's time is compiling programs that run once"
+    parser.addoption("--quick", action="store_true", help=text)
+
+
+def pytest_configure(config):
+    """Before the first program is compiled. Processes that tests start inherit the choice."""
+    if config.getoption("--quick"):
+        import jax
+
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

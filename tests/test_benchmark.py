@@ -39,6 +39,7 @@ def work():
     return benchmark_step.work(TINY)
 
 
+@pytest.mark.slow
 def test_hand_written_step_is_the_same_step(work):
     """Same parameters, same order, same crops: the same losses, and the same parameters after three steps."""
     ours, plain = work.ours(), work.plain(transforms=True)
@@ -49,6 +50,7 @@ def test_hand_written_step_is_the_same_step(work):
     chex.assert_trees_all_close(ours.state.batch_stats, plain.state[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hand_written_step_without_transforms(work):
     """It gets the batch that the Trainer's first step makes for itself, so its first loss is the Trainer's."""
     plain = work.plain(transforms=False)
@@ -130,6 +132,7 @@ def test_empty_model_has_the_leaves_it_says():
     assert [row["ours"] for row in rows] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     path = tmp_path / "deep" / "benchmark.json"
     monkeypatch.setenv("OUT", str(path.parent))
@@ -162,12 +165,14 @@ def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     assert "kdjax ÷ this" in printed and "written to" in printed and written["hardware"]["text"] in printed
 
 
+@pytest.mark.slow
 def test_memory_without_the_data_set_is_skipped_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     sentence = benchmark_memory.peak("configs/cifar100.py:resnet8", 1)
     assert isinstance(sentence, str) and str(tmp_path) in sentence and "prepare" in sentence
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_what_is_held():
     before = benchmark_memory.peak_mb()
     held = np.ones(int(before * 1e6 / 8) + 10_000_000)

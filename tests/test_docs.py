@@ -210,6 +210,7 @@ PYTHON = [example for example in docstrings() if is_python(example.text)]
 SHELL = [*dict.fromkeys(shell_examples())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "\n```python" in page.read_text()], ids=lambda p: str(p.relative_to(ROOT))
 )

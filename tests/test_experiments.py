@@ -37,6 +37,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_quickstart_ends_with_what_its_files_say(finished, capsys):
     assert call(quickstart, f"--workdir={finished}", *FAST) == 0
     printed = capsys.readouterr().out
@@ -52,6 +53,7 @@ def test_quickstart_ends_with_what_its_files_say(finished, capsys):
         assert f"{100 * sum(values) / 2:.2f}" == percent
 
 
+@pytest.mark.slow
 def test_quickstart_writes_its_report(finished):
     page = (finished / "report.html").read_text()
     assert "data:image/png;base64" in page and not re.search(r"https?://", re.sub(r"xmlns=\S+", "", page))
@@ -153,6 +155,7 @@ def test_make_and_the_module_share_a_work_directory(capsys):
     assert done.returncode == 0 and "runs/quickstart" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_experiment_in_two_processes(tmp_path):
     """The same command twice: both train, one reports."""
     small = [f"--config.recipe.{who}.{field}" for who in ("teacher", "student") for field in ("epochs=1", "model=mlp")]

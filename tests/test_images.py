@@ -378,6 +378,7 @@ def written(module, folder, arrays, *fields, without=()):
     return json.loads((folder / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_drift_from_training_to_page(folder, arrays, monkeypatch):
     fields = ("students=('mlp',)", "shift.corruptions=('noise','contrast')", "shift.ood=")
     content = written(drift, folder, arrays, *fields, without=("student.model",))

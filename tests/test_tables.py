@@ -152,6 +152,7 @@ def test_tables_refuse_in_a_sentence(module, default, flag, sentence, capsys, tm
     assert sentence in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_table1_from_training_to_page(tmp_path, path, capsys):
     lists = ("students=('mlp',)", "calibrators=('nll','mdca')", "teachers=('nll','mdca')")
     given = [*words(tmp_path, path), *(f"--config.recipe.{field}" for field in lists)]

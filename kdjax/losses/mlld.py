@@ -103,12 +103,13 @@ def _at_most_the_median(x: Array, kept: Array) -> Array:
     """1 where x is at most the median of the kept entries (the mean of the middle two of an even number), else 0.
 
     No entry lies between the middle two, so the lower of them decides. Both sides of the comparison are read from one
-    sorted copy: the median entry must never exceed itself.
+    sorted copy: the median entry must never exceed itself. Entries (none negative) that differ by no more than the
+    rounding of a sum are equal: two classes that share the mass evenly are both at the median, however it was summed.
     """
     order = jnp.argsort(jnp.where(kept, x, jnp.inf))
     ordered = materialized(jnp.where(kept, x, jnp.inf)[order])
     median = ordered[(jnp.maximum(jnp.sum(kept), 1) - 1) // 2]
-    return jnp.zeros_like(x).at[order].set((ordered <= median).astype(x.dtype))
+    return jnp.zeros_like(x).at[order].set((ordered <= median * (1 + 16 * jnp.finfo(x.dtype).eps)).astype(x.dtype))
 
 
 def _gram(w: Array, pair: Array, tau: Array) -> Array:

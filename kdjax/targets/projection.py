@@ -51,8 +51,12 @@ def _total(log_p: Array, mask: Array) -> Array:
 def _split(log_p: Array, mask: Array) -> tuple[Array, Array]:
     """log of a group's mass, and of p inside the group; exact however small the group is."""
     some = jnp.any(mask, axis=-1)
-    high = jnp.where(some, jnp.max(jnp.where(mask, log_p, -jnp.inf), axis=-1), EXCLUDED)
-    inside = jnp.where(mask, log_p - high[..., None], -jnp.inf)
+    inside_only = jnp.where(mask, log_p, -jnp.inf)
+    high = jnp.where(some, jnp.max(inside_only, axis=-1), EXCLUDED)
+    # The compiler may compute log_p anew for the subtraction and round otherwise: at T = 1e-8 one rounding is e^1000.
+    # So the largest entry is 0 by its place, and none is above it.
+    first = jnp.arange(log_p.shape[-1]) == jnp.argmax(inside_only, axis=-1)[..., None]
+    inside = jnp.where(mask, jnp.where(first, 0.0, jnp.minimum(log_p - high[..., None], 0.0)), -jnp.inf)
     size = jnp.where(some, jnp.log(jnp.sum(jnp.exp(inside), axis=-1)), 0.0)
     return high + size, inside - size[..., None]
 

@@ -85,6 +85,7 @@ def test_refused(tmp_path, change, sentence):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_without_being_unpacked(tmp_path):
     """Three GB of zeros in 3 MB: reading them took 23 s and 3.3 GB before the lack of num_classes was noticed."""
     path, block = tmp_path / "bomb.npz", bytes(1 << 20)

@@ -73,6 +73,7 @@ def test_a_stream_resumes_in_mid_epoch_to_the_same_bits(made):
     jax.tree.map(np.testing.assert_array_equal, end(made[2], half), expected)
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_epoch_resumes_to_the_same_bits(folders, tmp_path):
     """The third epoch's second batch is being read when the process is killed."""
     program = f"""

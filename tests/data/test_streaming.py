@@ -200,6 +200,7 @@ def test_a_refusal_of_the_source_reaches_the_loop(workers):
         list(streamed(data.train, 9, seed=0, start_step=0, stop_step=12, workers=workers))
 
 
+@pytest.mark.slow
 def test_a_set_larger_than_its_memory_is_read_batch_by_batch(tmp_path):
     """216 MB of pixels; the process may grow by 100 MB while it indexes, loads and visits all of them."""
     program = f"""

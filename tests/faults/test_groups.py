@@ -110,6 +110,7 @@ def test_three_processes_that_finish_are_no_fault(port):
         assert [ends(child) for child in children] == [(0, [])] * 3
 
 
+@pytest.mark.slow
 def test_processes_that_never_come_are_named(port):
     """To process 0 and, at the same time, to one that did come."""
     with group(port, ["3,0", "3,1"], patience=4) as children:

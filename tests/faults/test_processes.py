@@ -34,6 +34,7 @@ def run(workdir: Path, npz: str) -> list[str]:
     return [lines[-1] for lines in both(lambda port, rank: ["-c", CHILD, port, str(rank), str(workdir), npz])]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_save_as_one(tmp_path):
     npz = tiny.npz(tmp_path)
     lines = run(tmp_path / "two", npz)
@@ -67,6 +68,7 @@ def test_a_refusal_on_the_writing_process_reaches_both(tmp_path):
     assert lines[0] == lines[1] and "was computed with" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_devices_resumes_on_one(tmp_path):
     """Same numbers to the order of reductions; the log says nothing was lost."""
     npz = tiny.npz(tmp_path)

@@ -52,6 +52,7 @@ def expected(npz, tmp_path_factory) -> bytes:
     return logits(npz, tmp_path_factory.mktemp("plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variable",
     ["JAX_DEFAULT_PRNG_IMPL=rbg", *slow("JAX_THREEFRY_PARTITIONABLE=0", "JAX_DEFAULT_MATMUL_PRECISION=bfloat16")],

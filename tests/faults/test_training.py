@@ -56,6 +56,7 @@ def whole(tmp_path_factory, npz) -> dict[str, bytes]:
     return outcome(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["step:7", *slow("step:2", "save:1", "save:5", "end")])
 def test_kill_9_then_the_same_command_gives_the_same_bytes(tmp_path, npz, whole, when):
     killed = child(tmp_path, npz, when)
@@ -65,6 +66,7 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(tmp_path, npz, whole,
     assert outcome(tmp_path) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["term:4", *slow("term:2")])
 def test_sigterm_saves_says_so_and_resumes(tmp_path, npz, whole, when):
     """term:2 stops inside an epoch, term:4 at an epoch's last step, after which the objective is still refreshed."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.processes import both
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_fall_back_together(tmp_path):
     printed = both(lambda port, process: ["-m", "tests.faults.pair", port, str(process), str(tmp_path)])
     for process, lines in enumerate(printed):

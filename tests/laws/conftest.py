@@ -17,6 +17,7 @@ settings.register_profile(
 @pytest.fixture(autouse=True)
 def quick_compilation():
     """Thousands of tiny programs run a few times each: compiling is nearly all of their cost."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import pytest
+
 from kdjax import losses, objectives
 from kdjax.objectives import Objective, stateless
 
@@ -229,3 +231,8 @@ def pure_losses() -> list[Member]:
 def everyone() -> list[Member]:
     """Whom laws 1 to 6 are run on: a loss inside a method is met there."""
     return methods() + [m for m in pure_losses() if not loss_of(m.name).through]
+
+
+def but_variants_slowly(members: list[Member]) -> list[Any]:
+    """For laws that compile much: `make test` keeps every method and loss by default, CI adds their variants."""
+    return [pytest.param(m, marks=pytest.mark.slow if "(" in m.id else ()) for m in members]

@@ -19,6 +19,9 @@ SHAPE = (6, 5)
 draws = st.builds(door.Draw, st.integers(0, 2**16), st.sampled_from([0.1, 1.0, 4.0, 12.0]), st.just(SHAPE))
 # Of module scope, so that pytest runs all laws of a member together and its compiled programs are at hand.
 everyone = pytest.mark.parametrize("member", members.everyone(), ids=str, scope="module")
+defaults_first = pytest.mark.parametrize(
+    "member", members.but_variants_slowly(members.everyone()), ids=str, scope="module"
+)
 
 
 def test_the_arguments_of_every_public_loss_are_known():
@@ -45,7 +48,7 @@ def test_every_exception_is_one(law, name):
             laws.LAWS[law](member, door.Draw(seed, scale, SHAPE), strict=True)
 
 
-@everyone
+@defaults_first
 def test_law_1_eager_on_devices_and_in_half_precision(member):
     """jit on host arrays = jit on device arrays = no jit, from bfloat16 logits, without weights = pmap."""
     assert jax.device_count() > 1, "tests/conftest.py forces two devices"
@@ -101,12 +104,12 @@ def test_law_4_absent_examples(member, draw):
 ROWS = [m for m in members.everyone() if m.views == 1 and "index" not in m.fields and not members.on_features(m)]
 
 
-@pytest.mark.parametrize("member", ROWS, ids=str, scope="module")
+@pytest.mark.parametrize("member", members.but_variants_slowly(ROWS), ids=str, scope="module")
 def test_law_4_regions_that_do_not_exist(member):
     laws.regions(member, door.Draw(31, 2.0, SHAPE))
 
 
-@everyone
+@defaults_first
 @pytest.mark.parametrize("shape", [(1, 2), SHAPE, (2, 1000)], ids=str)
 def test_law_5_finite_at_extremes(member, shape):
     laws.finite(member, shape)

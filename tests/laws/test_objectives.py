@@ -11,6 +11,7 @@ import pytest
 from kdjax import layout, objectives, step
 from kdjax.trainer import Trainer
 from tests.laws import door, members, training
+from tests.processes import slow
 
 METHODS = pytest.mark.parametrize("name", objectives.METHODS)
 
@@ -38,7 +39,11 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-@METHODS
+# One of each kind in `make test`: no state, memory by example, refresh, a teacher, two views, features, own parameters.
+KINDS = ("nll", "mdca", "mixup", "crl", "adafocal", "kd", "mlld", "ctkd", "hidden_state")
+
+
+@pytest.mark.parametrize("name", [*KINDS, *slow(*(name for name in objectives.METHODS if name not in KINDS))])
 def test_trains_on_digits_in_one_trace_resumes_exactly_and_shards(name):
     chosen = training.recipe(name)
     method, options = (

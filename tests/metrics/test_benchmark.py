@@ -16,6 +16,7 @@ def test_measure(call):
     assert found["input_mb"] == pytest.approx(500 * 100 * 4 / 1e6)
 
 
+@pytest.mark.slow
 def test_run_prints_and_returns_rows_from_children(monkeypatch, capsys):
     child = benchmark._child
     monkeypatch.setattr(benchmark, "_child", lambda call, _, *rest: {**child(call, 300, *rest), "examples": 100_000})
@@ -26,6 +27,7 @@ def test_run_prints_and_returns_rows_from_children(monkeypatch, capsys):
     assert "binned_errors" in printed and "1 of" in found["hardware"]
 
 
+@pytest.mark.slow
 def test_a_child_does_not_inherit_the_peak_of_its_parent():
     """`ru_maxrss` does on Linux, and would hide all growth below what the parent once held."""
     held = np.ones(60_000_000)  # 480 MB

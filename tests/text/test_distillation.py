@@ -55,6 +55,7 @@ def trained(trainer, state=None, stop=None):
     return jax.tree.map(np.asarray, state), losses
 
 
+@pytest.mark.slow
 def test_resumed_in_mid_epoch_bit_for_bit_and_stored_logits_teach_the_same(dataset, teacher):
     living, logits = teacher
     assert np.ptp(logits, axis=0).max() > 1e-3, "the teacher tells texts apart"
