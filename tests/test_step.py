@@ -18,7 +18,7 @@ from kdjax.tasks import Task
 from kdjax.trainer import Diverged, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
-from tests.processes import both, slow
+from tests.processes import both
 
 
 def dataset() -> Dataset:
@@ -89,7 +89,7 @@ def test_steps_per_call_changes_nothing():
     [
         ("nll", "conv_tiny"),
         ("crl", "mlp"),
-        *slow(("mdca", "mlp"), ("mmce", "mlp"), ("pskd", "mlp"), ("adafocal", "mlp")),
+        *(pytest.param(name, "mlp", marks=pytest.mark.slow) for name in ("mdca", "mmce", "pskd", "adafocal")),
     ],
 )
 def test_two_devices_give_the_single_device_numbers(method, model):
