@@ -1,6 +1,6 @@
 """Prepares a tfds set once: tfds's own downloader, array_record out; the same as `kdjax prepare`.
 
-    python -m experiments.prepare cifar100 [--data_dir FOLDER]
+    python -m experiments.prepare cifar100
 
 Needs a network and the extra `kdjax[prepare]` (TensorFlow); everything afterwards needs neither. A set that is there
 already is only verified. Prints the counts and the fingerprint of the default split.

@@ -267,7 +267,7 @@ def test_a_student_of_an_unfinished_teacher_is_refused(tmp_path, npz):
 def test_missing_data_names_the_folder_and_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     recipe = tiny.recipe("", data=tiny.Data(name="cifar100"))
-    with pytest.raises(Refused, match=rf"{tmp_path}.*python -m experiments\.prepare cifar100"):
+    with pytest.raises(Refused, match=rf"{tmp_path}.*kdjax prepare cifar100"):
         stages.check(Stage(recipe))
 
 
