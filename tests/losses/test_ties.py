@@ -11,6 +11,7 @@ import pytest
 
 from kdjax import losses, targets
 from kdjax.objectives.shaping import project
+from tests.processes import slow
 
 
 def shaped(target):
@@ -44,7 +45,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("k", [2, *slow(5)])
 @pytest.mark.parametrize("name", CASES)
 def test_float32_decides_as_float64_does(name, k):
     compiled = jax.jit(jax.value_and_grad(CASES[name]))

@@ -43,6 +43,7 @@ def shapes(tree):
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
+@pytest.mark.slow  # laws 4 and 10 say the same of every method
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_every_calibrator_keeps_its_state_in_shape_and_weight_zero_is_absence(name):
     objective = objectives.build(name)

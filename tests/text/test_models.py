@@ -164,6 +164,7 @@ def test_dropout_hangs_on_the_key_alone(tiny):
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", (None, *RATES))
 def test_every_rate_drops_something_and_no_rate_nothing(tiny, rate):
     _, variables, inputs = tiny
