@@ -95,6 +95,14 @@ def _heeded(asked: Asked) -> Iterator[None]:
         os.close(writes)
 
 
+def _follows_an_interruption(error: BaseException) -> bool:
+    """Whether an Interrupted was being handled when the error arose."""
+    earlier = error.__context__
+    while earlier is not None and not isinstance(earlier, Interrupted):
+        earlier = earlier.__context__
+    return earlier is not None
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[Asked]:
     """Handles SIGTERM and SIGINT within; in a thread that may not, the caller keeps its own handlers."""
@@ -120,6 +128,11 @@ def watched() -> Iterator[Asked]:
             jax.devices()
         with _heeded(asked):
             yield asked
+    except Exception as error:
+        # JAX shortens the traceback of what is raised while it traces, and can fail in doing so.
+        if not isinstance(error, Interrupted) and asked and _follows_an_interruption(error):
+            raise Interrupted(_SENTENCE) from error
+        raise
     finally:
         sys.unraisablehook = show
         for number, handler in before.items():

@@ -37,6 +37,18 @@ def test_a_signal_in_a_finalizer_ends_the_work_without_a_traceback(capsys):
     assert sys.unraisablehook is before and "ignored" not in capsys.readouterr().err
 
 
+def test_an_error_made_of_an_interruption_is_the_interruption():
+    """As JAX does when it fails to shorten the traceback of a signal's exception."""
+    with pytest.raises(Interrupted, match="what is saved stays"), signals.watched():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        except Interrupted:
+            raise TypeError("'NoneType' object cannot be interpreted as an integer")  # noqa: B904
+    with pytest.raises(TypeError), signals.watched():
+        raise TypeError("of its own")
+
+
 def test_a_signal_in_a_finalizer_within_a_step_is_noted():
     with pytest.raises(Interrupted), signals.watched() as asked, asked.later():
         Dies()

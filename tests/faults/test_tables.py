@@ -20,7 +20,8 @@ def command(folder: Path, arrays: str) -> list[str]:
     """`table1:cpu` on the tiny data set: three epochs of four steps, saved after each."""
     lists = ("students=('mlp',)", "calibrators=('nll','adafocal')", "teachers=('nll','adafocal')")
     fields = [*lists, "teacher.epochs=3", "student.epochs=3"]
-    typed = [*words(folder, arrays)[1:], *(f"--config.recipe.{field}" for field in fields)]
+    named = [word for word in words(folder, arrays)[1:] if not word.startswith("--config.recipe.student.model")]
+    typed = [*named, *(f"--config.recipe.{field}" for field in fields)]
     cpu = "--config=configs/table1.py:cpu"
     return [sys.executable, "-m", "experiments.table1", cpu, *typed, "--config.run.checkpoint_epochs=1"]
 
