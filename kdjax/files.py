@@ -194,7 +194,9 @@ def refuse_foreign(directory: Path, owner: Mapping[str, Any] | None = None) -> N
 
 
 def refuse_links(directory: Path) -> None:
-    """Refuses a directory with a symbolic link below it: what is written there must not end up elsewhere."""
+    """Refuses a directory that is, or has below it, a symbolic link: what is written must not end up elsewhere."""
+    if Path(directory).is_symlink():
+        raise Refused(f"{directory} is a symbolic link where a stage writes its own folder; remove the link.")
     for name, path in _walk(Path(directory)).items():
         if path.is_symlink():
             raise Refused(f"{path.path} is a symbolic link where {name} should be a file of its own; remove the link.")

@@ -135,20 +135,33 @@ def add(dice: random.Random, workdir: Path, scene: Scene) -> str:
     return f"add {path.relative_to(workdir)!r}"
 
 
+def _copy(source: Path, target: Path) -> None:
+    """A folder without the pipes that an earlier act left in it, which cannot be copied, or a file."""
+
+    def special(folder: str, names: list[str]) -> list[str]:
+        paths = {name: Path(folder, name) for name in names}
+        return [name for name, path in paths.items() if not (path.is_dir() or path.is_file())]
+
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=special)
+    else:
+        shutil.copy(source, target)
+
+
 def exchange(dice: random.Random, workdir: Path, scene: Scene) -> str:
     """Swaps or copies stages, their checkpoints, their selected epochs, or single steps."""
     part = dice.choice(["", "checkpoints", "selected", "logits", "checkpoints/*", "selected/*", "*.json*", "logits/*"])
     places = sorted(path for stage in scene.chain for path in stage.directory(workdir).glob(part or "."))
-    places = [path for path in places if os.path.lexists(path)]
+    places = [path for path in places if path.is_dir() or path.is_file()]  # no pipes and no broken links
     if len(places) < 2:
         return "exchange nothing"
     a, b = dice.sample(places, 2)
     aside = workdir / "aside"
     copied = dice.random() < 0.5
-    (shutil.copytree if a.is_dir() else shutil.copy)(a, aside)
+    _copy(a, aside)
     shutil.rmtree(a) if a.is_dir() else a.unlink()
     if copied:
-        (shutil.copytree if b.is_dir() else shutil.copy)(b, a)
+        _copy(b, a)
         shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
     else:
         b.rename(a)

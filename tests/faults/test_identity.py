@@ -122,6 +122,19 @@ def test_a_symbolic_link_where_a_stages_file_should_be_is_refused(workdir, train
         before = contents(tmp_path)
 
 
+def test_a_stages_folder_that_is_a_link_is_refused(workdir, trained, tmp_path):
+    """An unfinished stage writes into a folder of its own, not into what a link points at."""
+    directory = trained[1][0].directory(workdir)
+    shutil.rmtree(directory)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    directory.symlink_to(outside)
+    with pytest.raises(Refused, match=f"{directory} is a symbolic link where a stage writes its own folder"):
+        runs.run_all(trained[1][:1], settings(workdir))
+    assert os.listdir(outside) == ["kept"] and (outside / "kept").read_text() == "kept"
+
+
 def test_writing_replaces_a_link_and_never_what_it_points_at(tmp_path):
     """Also under the temporary name, which anybody can guess."""
     secret = tmp_path / "secret"
