@@ -5,7 +5,7 @@ READY := .venv/.ready
 DOCS_READY := .venv/.docs
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-all test-compiled attack soak lint format bench docs wheel clean
+.PHONY: quickstart test test-all attack soak lint format bench docs wheel clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -15,11 +15,6 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --quick $(ARGS)
-
-# Golden values, ties and the step once more, compiled with every pass of XLA, as users compile.
-test-compiled: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS) \
-		tests/parity tests/losses/test_ties.py tests/test_targets.py tests/test_step.py tests/text/test_training.py
 
 # Harms finished and half-finished runs at random, `make attack SECONDS=600 ARGS=--seed=7`; see docs/reliability.md.
 SECONDS ?= 60
