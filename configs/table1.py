@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def get_config(arg: str = "") -> ConfigDict:
     config = kdc("cifar100", epochs=200, milestones=(100.0, 150.0), weight_decay=5e-4)
     config.recipe.teacher.model = "wrn_40_2"
-    # The networks that are trained alone and taught.
+    # The student networks, trained alone and distilled.
     config.recipe.students = ("wrn_40_1", "mobilenet_v2")
     config.recipe.calibrators = (
         *("nll", "label_smoothing", "mmce", "mixup", "crl", "pskd", "mdca", "adafocal", "cpc", "mbls", "acls"),

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def get_config(arg: str = "") -> ConfigDict:
     config = kdc("cifar10", epochs=200, milestones=(100.0, 150.0), weight_decay=5e-4)
     config.recipe.teacher.model = "mobilenet_v2"
-    # The networks that are trained alone and taught: (a), (b).
+    # The student networks, trained alone and distilled: (a), (b).
     config.recipe.students = ("resnet50", "mobilenet_v2")
     config.recipe.calibrators = (
         *("nll", "label_smoothing", "mmce", "mixup", "crl", "pskd", "mdca", "adafocal", "cpc", "mbls", "acls"),

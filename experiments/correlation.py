@@ -121,8 +121,8 @@ def rows_of(config: ConfigDict, teacher: Teacher) -> dict[str, Row]:
         term = dataclasses.replace(term, options={**term.options, "T_c": T_c})
         row = Row(stage, T=T_c)
     name = f"student of {teacher.label}"
-    taught = Stage(dataclasses.replace(student, distill=term), stage, name=name)
-    return {f"teacher {teacher.label}": row, name: Row(taught)}
+    distilled = Stage(dataclasses.replace(student, distill=term), stage, name=name)
+    return {f"teacher {teacher.label}": row, name: Row(distilled)}
 
 
 def control(config: ConfigDict) -> list[Teacher]:

@@ -1,9 +1,9 @@
 """What may happen to an image on its way to a network, at five severities: noise, blur, veil, brightness, contrast,
 pixelate, JPEG.
 
-These are kdjax's own, in the spirit of CIFAR-10-C and not equal to it: the numbers of one are not to be set beside
-those of the other. Lengths are in units of the image's side, so that a severity means the same at every resolution, and
-what is drawn at random is drawn once for all severities of a kind, so that a severity is the one before it and more.
+They are modeled on CIFAR-10-C but not equal to it, so do not compare numbers measured on one with numbers on the other.
+Lengths are in units of the image's side, so that a severity means the same at every resolution. What is drawn at random
+is drawn once for all severities of a kind, so that each severity adds to the one before it.
 
 Source of the idea: Hendrycks & Dietterich, Benchmarking neural network robustness, ICLR 2019.
 """

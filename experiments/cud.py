@@ -180,8 +180,7 @@ def run(given: Command) -> None:
     if finished is None:
         return
     wheres = [f"{name}, {model}" for name in texts.at_hand(config)[0] for model in config.recipe.students]
-    found = texts.verdicts(finished.lines, wheres)
-    sentences = [*texts.tally(found), *(verdict.sentence() for verdict in found)]
+    sentences = texts.sentences(texts.verdicts(finished.lines, wheres))
     for name in texts.at_hand(config)[0]:
         sentences += texts.against_linear(finished.lines, name)
     tables.publish(

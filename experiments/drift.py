@@ -163,15 +163,17 @@ def compared(config: ConfigDict, lines: Sequence[Line]) -> list[str]:
     """What a calibrated teacher changes in its student's ECE, clean and under shift."""
     made, by_name = [], {line.name: line for line in lines}
     for network in config.recipe.students:
-        plain = by_name.get(transfer.taught(config, network, config.recipe.uncalibrated))
+        plain = by_name.get(transfer.student_name(config, network, config.recipe.uncalibrated))
         for teacher in config.recipe.teachers:
-            line = by_name[transfer.taught(config, network, teacher)]
+            line = by_name[transfer.student_name(config, network, teacher)]
             if plain is None or line is plain:
                 continue
-            found = tables.paired(line, plain, names=("ece", "ece_shifted"))
+            differences = tables.paired(line, plain, names=("ece", "ece_shifted"))
             for metric, where in (("ece", "clean"), ("ece_shifted", "shifted")):
-                if found:
-                    made.append(common.difference_sentence(f"{network}, {teacher} teacher, {where}", found[metric]))
+                if differences:
+                    made.append(
+                        common.difference_sentence(f"{network}, {teacher} teacher, {where}", differences[metric])
+                    )
     return made
 
 

@@ -109,8 +109,7 @@ def run(given: Command) -> None:
         return
     names = [bench.name for bench in benches(config)]
     wheres = [f"{name}, {model}" for name in names for model in config.recipe.students]
-    found = texts.verdicts(finished.lines, wheres, measures=MEASURES)
-    sentences = [*texts.tally(found), *(verdict.sentence() for verdict in found)]
+    sentences = texts.sentences(texts.verdicts(finished.lines, wheres, measures=MEASURES))
     for name in names:
         sentences += texts.against_linear(finished.lines, name)
         sentences += texts.against_linear(finished.lines, name, "top1_tail", "accuracy in the tail")

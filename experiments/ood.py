@@ -161,8 +161,7 @@ def run(given: Command) -> None:
         return
     names = [bench.name for bench in benches(config)]
     wheres = [f"{name}, {model}" for name in names for model in config.recipe.students]
-    found = texts.verdicts(finished.lines, wheres, measures=OOD_MEASURES)
-    sentences = [*texts.tally(found), *(verdict.sentence() for verdict in found)]
+    sentences = texts.sentences(texts.verdicts(finished.lines, wheres, measures=OOD_MEASURES))
     for name in names:
         sentences += texts.against_linear(finished.lines, name, "ood_auroc", "OOD AUROC")
     parts = [Part(name, {row: "" for row in every if row.startswith(f"{name}, ")}, MORE_COLUMNS) for name in names]

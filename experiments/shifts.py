@@ -104,8 +104,8 @@ def shifts(config: ConfigDict) -> Shifts:
     known = [*corruptions.KINDS]
     if folder is not None:
         label = _labels(folder)
-        found = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
-        known = [kind for kind in PUBLISHED if kind in found] if not given.corruptions else found
+        stored = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
+        known = [kind for kind in PUBLISHED if kind in stored] if not given.corruptions else stored
         if not known:
             raise Refused(f"{folder} holds none of {', '.join(PUBLISHED)} as .npy; {WHERE}.")
     kinds = tuple(one_of("config.recipe.shift.corruptions", kind, known) for kind in given.corruptions) or (*known,)

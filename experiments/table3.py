@@ -120,8 +120,7 @@ def run(given: Command) -> None:
         return
     names = [bench.name for bench in benches(config)]
     wheres = [f"{name}, {model}" for name in names for model in config.recipe.students]
-    found = texts.verdicts(finished.lines, wheres, claims(config))
-    sentences = [*texts.tally(found), *(verdict.sentence() for verdict in found)]
+    sentences = texts.sentences(texts.verdicts(finished.lines, wheres, claims(config)))
     for name in names:
         sentences += texts.against_linear(finished.lines, name)
     parts = [

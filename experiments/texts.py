@@ -246,11 +246,11 @@ def verdicts(
     return made
 
 
-def tally(found: Sequence[Verdict]) -> list[str]:
+def tally(verdicts: Sequence[Verdict]) -> list[str]:
     """One plain sentence a claim: on how many sets its interval lies on the good side of 0, on the bad, or holds 0."""
-    sentences = []
-    for claim in dict.fromkeys(verdict.claim for verdict in found):
-        of_claim = [verdict for verdict in found if verdict.claim == claim]
+    lines = []
+    for claim in dict.fromkeys(verdict.claim for verdict in verdicts):
+        of_claim = [verdict for verdict in verdicts if verdict.claim == claim]
         said = []
         for metric, (head, _) in of_claim[0].measures.items():
             answers = [verdict.of(metric) for verdict in of_claim]
@@ -260,8 +260,13 @@ def tally(found: Sequence[Verdict]) -> list[str]:
                 counts = [f"{answers.count(a)} {a}" for a in ("better", "worse", "undecided") if a in answers]
                 said.append(f"{head} {', '.join(counts)}")
         places = "" if len(of_claim) == 1 else f" on {len(of_claim)} sets"
-        sentences.append(f"{claim}{places}: {'; '.join(said)}.")
-    return sentences
+        lines.append(f"{claim}{places}: {'; '.join(said)}.")
+    return lines
+
+
+def sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """The tally of the claims, then each verdict."""
+    return [*tally(verdicts), *(verdict.sentence() for verdict in verdicts)]
 
 
 def against_linear(lines: Sequence[Line], name: str, metric: str = "top1", head: str = "accuracy") -> list[str]:

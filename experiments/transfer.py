@@ -43,7 +43,9 @@ def student(config: ConfigDict, network: str, teacher: str) -> Stage:
     if calibrator:
         term = dataclasses.replace(recipe.distill or Distill(), posthoc=calibrator)
         recipe = dataclasses.replace(recipe, distill=term)
-    return Stage(recipe, alone(config, config.recipe.teacher.model, method), name=taught(config, network, teacher))
+    return Stage(
+        recipe, alone(config, config.recipe.teacher.model, method), name=student_name(config, network, teacher)
+    )
 
 
 def rows(config: ConfigDict, figures_of: published.Figures) -> dict[str, Row]:
@@ -83,7 +85,7 @@ def kind(config: ConfigDict, teacher: str) -> str:
     return "KD(UC)" if teacher == config.recipe.uncalibrated else "KD(C)"
 
 
-def taught(config: ConfigDict, network: str, teacher: str) -> str:
+def student_name(config: ConfigDict, network: str, teacher: str) -> str:
     """The name of a student's row."""
     return f"{network} {kind(config, teacher)} from {config.recipe.teacher.model} {teacher}"
 
@@ -97,9 +99,9 @@ def run(given: Command, name: str, figures_of: published.Figures, *, title: str,
     differences = {}
     by_name = {line.name: line for line in finished.lines}
     for network in config.recipe.students:
-        plain = by_name.get(taught(config, network, config.recipe.uncalibrated))
+        plain = by_name.get(student_name(config, network, config.recipe.uncalibrated))
         for teacher in config.recipe.teachers:
-            calibrated = by_name[taught(config, network, teacher)]
+            calibrated = by_name[student_name(config, network, teacher)]
             if plain is not None and calibrated is not plain and (difference := tables.paired(calibrated, plain)):
                 differences[f"{network}, {teacher} teacher"] = difference
     sentences = [common.difference_sentence(where, difference["ece"]) for where, difference in differences.items()]
@@ -123,7 +125,7 @@ def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Pa
     made = []
     for network in config.recipe.students:
         direct = {method: by_name[f"{network} {method}"] for method in config.recipe.calibrators}
-        distilled = {teacher: by_name[taught(config, network, teacher)] for teacher in config.recipe.teachers}
+        distilled = {teacher: by_name[student_name(config, network, teacher)] for teacher in config.recipe.teachers}
         # A teacher that is calibrated after its training stands beside the student calibrated so itself.
         direct |= {t: by_name[f"{network} {t}"] for t in config.recipe.teachers if f"{network} {t}" in by_name}
         groups = {
