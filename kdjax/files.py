@@ -64,8 +64,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`."""
-    path = Path(path)
-    temporary = path.with_name("." + temporary_name(path.name))
+    temporary = Path(path).with_name("." + temporary_name(Path(path).name))
     try:
         # Made anew: opening a file that is there would write through a link left under this name.
         temporary.unlink(missing_ok=True)
@@ -74,10 +73,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
+        sync_directory(temporary.parent)
+    except BaseException as error:  # also Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise type(error)(error.errno, f"{error.strerror} while writing {len(data)} bytes", str(path)) from error
 
 

@@ -34,6 +34,8 @@ PATIENCE = 60.0
 PING = 2.0
 GRACE = 10.0
 """Seconds that a worker has to end by itself after another one ended with an error, which it may share."""
+# What JAX and Gloo print in a worker that fails because another one is gone.
+_ANOTHER = re.compile(r"another task died|distributed service detected|coordination service|gloo|closed by peer", re.I)
 # How lines begin that a library's abort prints: its own log, a stack trace, Python's list of modules.
 _NOISE = re.compile(
     r"^([EFIW]\d{4} |\*\*\* |\s+@ +0x|Fatal Python error|Current thread 0x|Thread 0x|  File \"|Extension modul)"
@@ -141,7 +143,12 @@ def _fork(watch: _Watch | None) -> None:
     held: list[str] = []
     relay = threading.Thread(target=_relay, args=(heard, held), daemon=True)
     relay.start()
-    code, sentence = _attend(worker, watch)
+
+    def last_words() -> list[str]:
+        relay.join(1.0)
+        return held
+
+    code, sentence = _attend(worker, watch, last_words)
     relay.join(2.0)
     text = f"stopped: {sentence}\n" if sentence else "".join(held)
     with contextlib.suppress(OSError):
@@ -150,7 +157,7 @@ def _fork(watch: _Watch | None) -> None:
     os._exit(code)
 
 
-def _attend(worker: int, watch: _Watch | None) -> tuple[int, str]:
+def _attend(worker: int, watch: _Watch | None, last_words: Callable[[], list[str]]) -> tuple[int, str]:
     """(exit code, sentence or "") of this process: its worker's, or 75 when another process was lost."""
     name = "this process" if watch is None else f"process {watch.place.process} of {watch.place.processes}"
     resume = "what is saved stays, run the same command on all to go on."
@@ -160,8 +167,10 @@ def _attend(worker: int, watch: _Watch | None) -> tuple[int, str]:
         if code is None:
             reason = _look(watch)
     if reason is None and code not in (0, EXIT_INTERRUPTED, -signal.SIGKILL):
-        # A worker whose peer has died fails too, often before its watcher hears of the other.
-        reason = _wait(1.5, lambda: _look(watch))
+        # A worker whose peer has died fails too, often before its watcher hears of the other. Where the worker's last
+        # words name another one, that one's watcher speaks first.
+        named = any(map(_ANOTHER.search, last_words()))
+        reason = _wait(GRACE if named else 1.5, lambda: _look(watch))
     if code is None and reason is not None:
         if "exit code" in reason:  # this worker may have been refused the same thing, and says so better itself
             code = _wait(GRACE, lambda: _ended(worker))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from kdjax import console
 from kdjax.errors import Refused, literal, printable
 
-EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
+EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
 _FILES = "a .csv, .parquet, .npz, .npy or .safetensors file of logits or probabilities, one row an example"
 
 
@@ -25,10 +29,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit code: 0 done, 2 refused, 70 internal, 74 disk, 130 interrupted."""
-    if argv is None:
-        console.steady()
+    """Runs a command. Returns the exit code: 0 done, 2 refused, 70 internal, 74 disk, 75 interrupted."""
     try:
+        if argv is None:
+            console.steady()
+            _heed_signals()
         arguments = _parser().parse_args(argv)
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always", UserWarning)
@@ -50,10 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _leave("there is not enough memory for this file; give fewer examples.", EXIT_REFUSED)
     except KeyboardInterrupt:
-        return _leave("interrupted; nothing was written.", EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except Exception:  # what nobody foresaw keeps its traceback
         traceback.print_exc()
         return EXIT_INTERNAL
+
+
+def _heed_signals() -> None:
+    """SIGTERM and Ctrl-C end the command in a sentence, within a second also where threads are still computing."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        os.write(2, b"stopped: interrupted; a file is written whole or not at all, run the same command again.\n")
+        sys.unraisablehook = lambda ignored: None  # raised in a finalizer, it is ignored: the timer ends the command
+        end = threading.Timer(1.0, os._exit, (EXIT_INTERRUPTED,))
+        end.daemon = True
+        end.start()
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
 
 
 def _leave(sentence: str, code: int) -> int:

@@ -101,6 +101,31 @@ def test_a_signal_while_a_command_imports_and_starts_ends_it_in_one_sentence(tmp
     assert re.fullmatch(r"stopped: .* run the same command to go on\.\n", said), said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_the_command_kdjax_in_one_sentence(tmp_path, name):
+    """A million rows of text take longer to read than the signal to come."""
+    path = tmp_path / "predictions.csv"
+    path.write_text("p_0,p_1,label\n" + "0.25,0.75,1\n" * 1_000_000)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kdjax", "audit", str(path), "--out", str(tmp_path / "audit.html")],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (heeds(child, signal.SIGTERM) and heeds(child, signal.SIGINT)):
+        time.sleep(0.001)
+    time.sleep(0.5)
+    child.send_signal(getattr(signal, name))
+    try:
+        said = child.communicate(timeout=60)[1]
+    finally:
+        child.kill()
+    assert said == "stopped: interrupted; a file is written whole or not at all, run the same command again.\n"
+    assert child.returncode == 75
+    assert os.listdir(tmp_path) == ["predictions.csv"]
+
+
 STUCK = """
 import ctypes, sys
 from kdjax import signals
