@@ -46,6 +46,11 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
       Refused, Interrupted, OSError: see `run_stage`.
     """
     reporter = reporter or console.Silent()
+    if not isinstance(settings, Settings):
+        raise Refused(
+            f"run_all got a {type(settings).__name__} as settings; type kdjax.Settings(workdir='runs'), which says "
+            "where the stages are written and how they are run."
+        )
     settings.check()
     with signals.watched() as asked:
         queue = stages.order(targets)

@@ -47,6 +47,14 @@ class Stage:
     as_soft_as: Stage | None = None
     place: Path | None = dataclasses.field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        for name, kind in (("recipe", Recipe), ("teacher", Stage | None), ("as_soft_as", Stage | None)):
+            if not isinstance(given := getattr(self, name), kind):
+                raise Refused(
+                    f"Stage got a {type(given).__name__} as {name}; type Stage(Recipe(...), name='teacher'), and "
+                    "Stage(Recipe(...), teacher) for a student."
+                )
+
     @functools.cached_property
     def parents(self) -> tuple[Stage, ...]:
         """The stages that must be finished before this one; among them, where teacher outputs are cross-fitted, the

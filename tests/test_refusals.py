@@ -17,6 +17,8 @@ from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
 from kdjax.recipes import Data, Optimizer, Recipe, from_dict
+from kdjax.runs import run_all
+from kdjax.stages import Stage
 from tests import tiny
 from tests.processes import ROOT, environment
 
@@ -166,3 +168,17 @@ def test_a_path_that_is_a_folder_is_refused(tmp_path):
     np.savez(tmp_path / "one.npz", inputs=np.ones((3, 4), np.float32), label=np.zeros(3, np.int64))
     with pytest.raises(Refused, match="does not say how many classes"):
         data.load("arrays", path=str(tmp_path / "one.npz"))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: Stage("teacher", Recipe()), r"got a str as recipe; type Stage\(Recipe\(...\), name='teacher'\)"),
+        (lambda: Stage(Recipe(), "teacher"), "got a str as teacher"),
+        (lambda: Stage(Recipe(), as_soft_as=Recipe()), "got a Recipe as as_soft_as"),
+        (lambda: run_all([Stage(Recipe())], "runs"), r"got a str as settings; type kdjax.Settings\(workdir='runs'\)"),
+    ],
+)
+def test_arguments_in_another_order_are_refused(call, sentence):
+    with pytest.raises(Refused, match=sentence):
+        call()
