@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdjax import outputs
 from kdjax.errors import Refused, printable
 from kdjax.files import Damaged, read_json, verify_manifest
 from kdjax.predictor import TOKENIZER
@@ -28,30 +29,36 @@ def finished(directory: str | Path, data: Data) -> Stage:
       data: the student's; gives the place of the teacher's data where both are of one set.
 
     Raises:
-      Refused: no run, several, an unfinished or changed one, one of a newer kdjax or of code that is not imported; a
+      Refused: no run, an unfinished or changed one, one of a newer kdjax or of code that is not imported; a
         network that begins with a folder of weights; data that are not those it was trained on.
     """
-    folders = [Path(directory).expanduser().resolve()]
-    while parents := _parents(folders[-1]):
-        folders.append(folders[0].parent / str(parents[0]))
-        if not folders[-1].is_dir():
+    top = Path(directory).expanduser().resolve()
+    stages: dict[Path, Stage] = {}
+    pending = [top]
+    while pending:
+        folder = pending[-1]
+        parents = [top.parent / name for name in _parents(folder)]
+        missing = [parent for parent in parents if parent not in stages]
+        if not missing:
+            stages[folder] = _stage(folder, [stages[parent] for parent in parents], data)
+            pending.pop()
+        elif not missing[0].is_dir():
             raise Refused(
-                f"the teacher {folders[-2]} was taught by {parents[0]}, which is not beside it; copy that too."
+                f"the teacher {folder} was taught by {missing[0].name}, which is not beside it; copy that too."
             )
-        if folders[-1] in folders[:-1]:
-            raise Refused(f"the teacher {folders[-1]} is said to have taught itself; expected a run of this kdjax.")
-    stage: Stage | None = None
-    for folder in reversed(folders):
-        stage = _stage(folder, stage, data)
-    assert stage is not None
-    return stage
+        elif missing[0] in pending:
+            raise Refused(f"the teacher {missing[0]} is said to have taught itself; expected a run of this kdjax.")
+        else:
+            pending.append(missing[0])
+    return stages[top]
 
 
-def _parents(folder: Path) -> list[Any]:
-    """The ids of the runs that taught the one in a folder, which is whole.
+def _parents(folder: Path) -> list[str]:
+    """The ids of the runs that the one in a folder, which is whole, needs beside it: its teacher, and the run that its
+    teacher is as soft as. Cross-fitted teachers follow from the recipe.
 
     Raises:
-      Refused: no run, several, an unfinished or changed one.
+      Refused: no run, an unfinished or changed one.
     """
     if not folder.is_dir():
         raise Refused(f"the teacher {folder} is no folder; expected a finished run, such as runs/0123456789ab.")
@@ -61,19 +68,23 @@ def _parents(folder: Path) -> list[Any]:
         raise Refused(f"the teacher {folder} has no recipe.json; expected a finished run ({hint}).")
     if problems := verify_manifest(folder):
         raise Refused(f"the teacher {folder} is not finished or not intact ({problems[0]}); finish that run first.")
-    parents = list(_read(folder, "parents.json", list))
-    if len(parents) > 1:
-        raise Refused(
-            f"the teacher {folder} was itself taught by {len(parents)} runs; train it in this work directory."
-        )
-    return parents
+    parents = [str(name) for name in _read(folder, "parents.json", list)]
+    try:
+        parts = outputs.folds(str(_read(folder, "recipe.json", dict).get("teacher_outputs", outputs.AUTO)))
+    except Refused as error:
+        raise Refused(f"the teacher {folder} cannot be used here: {error}") from error
+    needed = parents[: max(0, len(parents) - parts)]
+    if len(needed) > 2:
+        raise Refused(f"the teacher {folder} is said to have {len(parents)} parents; expected a run of this kdjax.")
+    return needed
 
 
-def _stage(folder: Path, parent: Stage | None, data: Data) -> Stage:
+def _stage(folder: Path, parents: Sequence[Stage], data: Data) -> Stage:
+    teacher, as_soft_as = (*parents, None, None)[:2]
     owner, recipe = (_read(folder, name, dict) for name in ("owner.json", "recipe.json"))
     try:
         made = from_dict(Recipe, {**recipe, "data": _data(recipe, data, folder)}, f"{folder}/recipe.json")
-        stage = Stage(made, parent, name=f"teacher in {folder.name}", place=folder)
+        stage = Stage(made, teacher, f"teacher in {folder.name}", as_soft_as, place=folder)
         identity = stage.id
     except Refused as error:
         raise Refused(f"the teacher {folder} cannot be used here: {error}") from error

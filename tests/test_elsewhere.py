@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -45,6 +46,23 @@ def test_a_student_is_the_same_whether_its_teacher_lies_here_or_elsewhere(lent, 
     assert len(seeds["teacher"]) == 1 and len({stage.id for stage in seeds["student"]}) == 2
 
 
+@pytest.mark.slow
+def test_a_teacher_with_several_parents_is_named_as_it_was_made(tmp_path):
+    """Softened to another run and taught by cross-fitted networks: its id tells whether all were found again."""
+    data = tiny.npz(tmp_path)
+    plain, doubting = (Stage(tiny.recipe(data, method=method, epochs=1)) for method in ("nll", "focal"))
+    crossed = dataclasses.replace(tiny.student(data, epochs=1), teacher_outputs="crossfit:2")
+    student = Stage(crossed, plain, as_soft_as=doubting)
+    settings = Settings(workdir=str(tmp_path / "runs"))
+    run_all([student], settings)
+    folder = student.directory(tmp_path / "runs")
+    again = elsewhere.finished(folder, tiny.student(data).data)
+    assert again.id == student.id and [p.id for p in again.parents] == [p.id for p in student.parents]
+    shutil.rmtree(doubting.directory(tmp_path / "runs"))
+    with pytest.raises(Refused, match=f"was taught by {doubting.id}, which is not beside it"):
+        elsewhere.finished(folder, tiny.student(data).data)
+
+
 def changed(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -83,7 +101,8 @@ def edited(name, edit):
             edited("parents.json", lambda p: p.append("0123456789ab")),
             "was taught by 0123456789ab, which is not beside it",
         ),
-        (edited("parents.json", lambda p: p.extend("ab")), "was itself taught by 2 runs"),
+        (edited("parents.json", lambda p: p.extend("abc")), "is said to have 3 parents"),
+        (edited("recipe.json", lambda r: r.update(teacher_outputs="no")), "cannot be used here: teacher_outputs is"),
     ],
 )
 def test_refused(lent, tmp_path, change, sentence):
