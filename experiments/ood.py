@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -141,16 +141,7 @@ def benches(config: ConfigDict) -> list[Bench]:
 
 def rows(config: ConfigDict) -> dict[str, Row]:
     """Every row by its name."""
-    common.named("config.recipe.students", config.recipe.students)
-    made: dict[str, Row] = {}
-    for bench in benches(config):
-        reference: Callable[[], Mapping[str, float]] = functools.partial(of_reference, bench.data)
-        made[f"{bench.name}, {linear.NAME}"] = Row(reference=reference)
-        every = texts.teachers(bench)
-        for model in config.recipe.students:
-            every |= texts.ablation(bench, model)
-        made |= {name: row._replace(more=of_stage) for name, row in every.items()}
-    return made
+    return texts.ablations(config, benches(config), of_stage, of_reference)
 
 
 def run(given: Command) -> None:

@@ -7,13 +7,14 @@ teacher, tempered on the calibration split to the DUS teacher's mean entropy. Wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import common, published_text, tables
+from experiments import common, linear, published_text, tables
 from experiments.sheets import Line
 from experiments.tables import Row
 from kdjax import data as sources
@@ -177,6 +178,24 @@ def teachers(bench: Bench, published: str = "") -> dict[str, Row]:
         f"{bench.name}, {network}: teacher": Row(bench.teacher(), published=published),
         f"{bench.name}, {network}: teacher, DUS": Row(bench.teacher("dus")),
     }
+
+
+def ablations(
+    config: ConfigDict,
+    benches: Sequence[Bench],
+    of_stage: Callable[[Result], Mapping[str, float]],
+    of_reference: Callable[[Data], Mapping[str, float]],
+) -> dict[str, Row]:
+    """Linear reference, teachers and ablation of every bench, measured by functions of the table's own."""
+    common.named("config.recipe.students", config.recipe.students)
+    made: dict[str, Row] = {}
+    for bench in benches:
+        made[f"{bench.name}, {linear.NAME}"] = Row(reference=functools.partial(of_reference, bench.data))
+        every = teachers(bench)
+        for model in config.recipe.students:
+            every |= ablation(bench, model)
+        made |= {name: row._replace(more=of_stage) for name, row in every.items()}
+    return made
 
 
 CLAIMS = (
