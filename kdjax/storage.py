@@ -36,8 +36,7 @@ def save(folder: Path, leaves: Mapping[str, Any]) -> None:
         raise
     except Exception as error:
         # The arrays were checked before, so the file system is what is left to fail; Orbax tells of it by many kinds of
-        # errors, and would go on printing of it.
-        _mute_closed_loops()
+        # errors.
         raise OSError(str(error).splitlines()[0]) from error
 
 
@@ -101,7 +100,7 @@ def _quiet() -> Iterator[None]:
 
 def _mute_closed_loops() -> None:
     """After a failed save, writes that were still on their way report to an event loop that Orbax has closed; each
-    would print a traceback of its own after the one sentence that matters."""
+    would print a traceback of its own, before or long after the one sentence that matters."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -113,3 +112,8 @@ def _mute_closed_loops() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
+
+
+# Not where a save fails: the reports come from other threads, and whoever had set a hook by then would take ours away
+# when it puts the earlier one back.
+_mute_closed_loops()

@@ -37,6 +37,33 @@ def test_a_signal_in_a_finalizer_ends_the_work_without_a_traceback(capsys):
     assert sys.unraisablehook is before and "ignored" not in capsys.readouterr().err
 
 
+def test_writes_that_outlive_a_failed_save_print_nothing():
+    """Twenty reports to a closed event loop, while stages run and after; another ignored error is still shown."""
+    script = """
+import asyncio
+from kdjax import signals, storage
+
+class Reports:
+    def __del__(self):
+        loop = asyncio.new_event_loop()
+        loop.close()
+        loop.call_soon_threadsafe(print)
+
+class Fails:
+    def __del__(self):
+        raise ValueError("of another kind")
+
+with signals.watched():
+    for _ in range(10):
+        Reports()
+for _ in range(10):
+    Reports()
+Fails()
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "closed" not in done.stderr and "of another kind" in done.stderr
+
+
 def test_an_error_made_of_an_interruption_is_the_interruption():
     """As JAX does when it fails to shorten the traceback of a signal's exception."""
     with pytest.raises(Interrupted, match="what is saved stays"), signals.watched():
