@@ -6,12 +6,14 @@
     python -m experiments.benchmark step --batch 512 --precision bfloat16 --steps_per_call 8        # on a GPU
     python -m experiments.benchmark metrics --repeats 5 --threads 2
     python -m experiments.benchmark text --threads 2 --json text.json
+    python -m experiments.benchmark aot --target=h100,h100x8 --json aot.json                        # needs no GPU
+    python -m experiments.benchmark aot --target=v5e --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
     python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
 per (stage, split), and the import. `text`: tokens per second of the distillation step on texts and their share of the
 machine's matrix-product rate, beside PyTorch eager. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the
-calibration errors.
+calibration errors. `aot`, which runs only when it is named: the steps compiled for an accelerator that is not here.
 Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
 The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
 """
@@ -45,13 +47,20 @@ _JSON = flags.DEFINE_string("json", None, "Where the numbers are written; defaul
 _QUICK = flags.DEFINE_bool("quick", False, "Tiny networks and few repeats: does the benchmark run at all?")
 _THREADS = flags.DEFINE_integer("threads", 0, "Processors to use; 0 means all that this process may use.")
 _REPEATS = flags.DEFINE_integer("repeats", 0, "Measurements of each number; 0 means the section's own choice.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Batch size of the distillation step.")
-_PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Compute dtype of the networks.")
+_BATCH = flags.DEFINE_integer("batch", 0, "Batch size of the distillation step; 0: 64, or 128 a device of aot.")
+_PRECISION = flags.DEFINE_enum(
+    "precision", None, ["float32", "bfloat16"], "Compute dtype of the networks; default float32, bfloat16 of aot."
+)
 _STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 0, "Steps scanned per call; 0: 1 on CPU, up to 16 elsewhere.")
 _TEACHER = flags.DEFINE_string("teacher", None, "The teacher's network; default wrn_40_2, or resnet8 with --quick.")
 _STUDENT = flags.DEFINE_string("student", None, "The student's network; default wrn_40_1, or resnet8 with --quick.")
 _TORCH = flags.DEFINE_bool("torch", True, "Compare with PyTorch where it is installed.")
-_CONFIG = flags.DEFINE_string("memory_config", "configs/cifar100.py:resnet8", "The run whose memory is measured.")
+_MEMORY_CONFIG = flags.DEFINE_string(
+    "memory_config", "configs/cifar100.py:resnet8", "The run whose memory is measured."
+)
+_TARGET = flags.DEFINE_list("target", ["h100"], "What aot compiles for: h100, h100x8, v5e, v5e:2x2, ...")
+_AOT_CONFIG = flags.DEFINE_string("config", "", "The configuration that aot compiles, default KD on random pixels.")
+_NORM_GROUP = flags.DEFINE_integer("norm_group", -1, "recipe.norm_group of aot; default the recipe's.")
 
 EXIT_REFUSED = 2
 
@@ -83,8 +92,8 @@ def settings() -> Any:
 
     given = {"teacher": _TEACHER.value, "student": _STUDENT.value, "rounds": within("--repeats", _REPEATS.value, 0)}
     chosen = Settings(
-        batch=within("--batch", _BATCH.value, 1),
-        precision=_PRECISION.value,
+        batch=within("--batch", _BATCH.value, 0) or Settings.batch,
+        precision=_PRECISION.value or Settings.precision,
         steps_per_call=within("--steps_per_call", _STEPS_PER_CALL.value, 0),
         torch=_TORCH.value,
     )
@@ -120,7 +129,10 @@ def text_settings() -> Any:
     given: dict[str, Any] = {key: value for key, value in named.items() if value and transformer_names.named(value)}
     given |= {"rounds": _REPEATS.value} if _REPEATS.value else {}
     chosen = Settings(
-        batch=_BATCH.value, precision=_PRECISION.value, steps_per_call=_STEPS_PER_CALL.value, torch=_TORCH.value
+        batch=_BATCH.value or Settings.batch,
+        precision=_PRECISION.value or Settings.precision,
+        steps_per_call=_STEPS_PER_CALL.value,
+        torch=_TORCH.value,
     )
     chosen = chosen.quick() if _QUICK.value else chosen
     return dataclasses.replace(chosen, **given)
@@ -137,8 +149,8 @@ def text_section() -> dict[str, Any]:
 def memory_section() -> dict[str, Any]:
     from experiments import benchmark_memory
 
-    benchmark_memory.recipes(_CONFIG.value)
-    measured = benchmark_memory.peak(_CONFIG.value, 2 if _QUICK.value else 20)
+    benchmark_memory.recipes(_MEMORY_CONFIG.value)
+    measured = benchmark_memory.peak(_MEMORY_CONFIG.value, 2 if _QUICK.value else 20)
     if isinstance(measured, str):
         print(f"memory: skipped; {measured}")
         return {"skipped": measured}
@@ -163,6 +175,23 @@ def metrics_section() -> dict[str, Any]:
     return benchmark_metrics.run([*arguments, *(["--repeats", str(_REPEATS.value)] if _REPEATS.value else [])])
 
 
+def aot_section() -> dict[str, Any]:
+    from experiments import benchmark_aot
+
+    named: dict[str, Any] = {"teacher": _TEACHER.value, "student": _STUDENT.value, "precision": _PRECISION.value}
+    group = within("--norm_group", _NORM_GROUP.value, -1)
+    chosen = benchmark_aot.Settings(
+        targets=tuple(_TARGET.value),
+        config=_AOT_CONFIG.value,
+        batch=within("--batch", _BATCH.value, 0),
+        norm_group=None if group < 0 else group,
+        steps_per_call=within("--steps_per_call", _STEPS_PER_CALL.value, 0),
+    )
+    chosen = chosen.quick() if _QUICK.value else chosen
+    chosen = dataclasses.replace(chosen, **{key: value for key, value in named.items() if value})
+    return benchmark_aot.section(chosen)
+
+
 # What runs in fresh processes goes first, while this process is small: a child's memory counters inherit its parent's.
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics": metrics_section,
@@ -170,6 +199,8 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": step_section,
     "text": text_section,
 }
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"aot": aot_section}
+"""Sections that run only when they are named: what they need is not installed everywhere."""
 
 
 def plain(value: Any) -> Any:
@@ -186,7 +217,8 @@ def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, A
     what = {
         "text": "the distillation step on texts: tokens a second, beside PyTorch eager where it is installed",
         "metrics": "seconds and memory of the calibration errors",
-        "memory": f"peak memory of {_CONFIG.value}, from an empty cache and from a full one, where its data set is",
+        "aot": f"the steps compiled for {', '.join(_TARGET.value)}, which need not be here",
+        "memory": f"peak memory of {_MEMORY_CONFIG.value}, from an empty and from a full cache, where its data set is",
         "step": (
             f"imports, dispatch, compiles, and the distillation step {chosen.teacher} → {chosen.student}, batch "
             f"{chosen.batch}, {chosen.precision}, {_REPEATS.value or chosen.rounds} rounds"
@@ -205,8 +237,9 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
       Refused: an unknown section, or a flag out of range.
     """
     if len(argv) > 2:
-        raise Refused(f"{argv[2]!r} is one word too many; expected one of {', '.join(SECTIONS)} or all.")
-    chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, "all"])
+        known = ", ".join([*SECTIONS, *ON_REQUEST])
+        raise Refused(f"{argv[2]!r} is one word too many; expected one of {known} or all.")
+    chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, *ON_REQUEST, "all"])
     sections = [chosen] if chosen != "all" else [*SECTIONS]
     step_settings = settings()
     if within("--threads", _THREADS.value, 0) and hasattr(os, "sched_setaffinity"):
@@ -220,7 +253,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     typed = " ".join(a for a in sys.argv[1:] if "json" not in a)
     out: dict[str, Any] = {"command": f"python -m experiments.benchmark {typed}".strip()}
     for name in sections:
-        out[name] = plain(SECTIONS[name]())
+        out[name] = plain({**SECTIONS, **ON_REQUEST}[name]())
     out["hardware"] = hardware()
     print(out["hardware"]["text"])
     if path is not None:

@@ -108,3 +108,51 @@ def show_distillation(section: dict[str, Any]) -> None:
         f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, "
         f"median (min … max); p: sign test over rounds that kdjax is as fast, missed below 0.05.{absent}",
     )
+
+
+AOT_COLUMNS = (
+    "one step of",
+    "kernels",
+    "GB moved",
+    "GFLOP",
+    "peak MB",
+    "collectives",
+    "to host",
+    "compile s",
+    "floor ms",
+)
+
+
+def compiled_rows(one: dict[str, Any]) -> Rows:
+    """A row for every program of a target, in the order of AOT_COLUMNS."""
+    return [
+        (
+            row["program"],
+            f"{row['kernels']:,.0f}",
+            f"{row['gigabytes']:.2f}",
+            f"{row['gflop']:,.1f}" if row["gflop"] else "",
+            f"{row['peak_mb']:,.0f}" if row["fits"] else f"{row['peak_mb']:,.0f}, too much",
+            ", ".join(f"{n:.3g} {name}" for name, n in row["collectives"].items()) or "none",
+            str(row["host_transfers"]),
+            f"{row['compile_s']:.0f}",
+            f"{row['floor_ms']:.2f} ({row['bound_by']})",
+        )
+        for row in one["programs"]
+    ]
+
+
+def compiled_title(one: dict[str, Any]) -> str:
+    pair = one["student"] if one["teacher"] is None else f"{one['teacher']} → {one['student']}"
+    calls = one["programs"][0]["steps_per_call"]
+    what = f"{one['target']}: {pair}, {one['method']}, batch {one['batch']}, {one['precision']}"
+    return f"{what}, {calls} training step{'s' if calls > 1 else ''} a call"
+
+
+COMPILED_NOTE = (
+    "Kernels, bytes and memory are of one device, FLOP of all. Nothing ran: the floor is what the device needs by its "
+    "data sheet for the bytes, the FLOP or the launches, whichever is most."
+)
+
+
+def show_compiled(one: dict[str, Any]) -> None:
+    show(f"compiled for {compiled_title(one)}", AOT_COLUMNS, compiled_rows(one), COMPILED_NOTE)

@@ -257,17 +257,7 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
         "teacher": () if teacher is None else teacher.variables,
     }
     limits.refuse_bytes({**weights, "objective": (state.objective, state.objective_params)})
-    program = step.train_step(
-        model=made.parts.model,
-        objective=made.parts.objective,
-        optimizer=made.parts.optimizer,
-        transform=made.parts.transform,
-        prepare=made.parts.prepare,
-        teacher=None if teacher is None else teacher.apply,
-        epochs=max(made.epochs, 1),
-        steps_per_epoch=made.steps_per_epoch,
-        mesh=mesh,
-    )
+    program = tasks.train_program(made, mesh)
     variables = () if teacher is None else teacher.variables
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, made.batch_size, *x.shape[1:]), x.dtype),

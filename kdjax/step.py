@@ -7,8 +7,9 @@ global batch, because the step is one `jit` over a `data` mesh: the number of de
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -68,9 +69,20 @@ class Program:
         self.jitted = jax.jit(counted, **jit)
 
     def __call__(self, *args: Any) -> Any:
-        # Named here, so that no setting from outside changes the numbers of a run; a recipe says its precision.
-        with jax.default_matmul_precision("default"), jax.threefry_partitionable(True):
+        with _numerics():
             return self.jitted(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """The program for arguments of those shapes and shardings; of devices, too, that this machine does not have."""
+        with _numerics():
+            return self.jitted.lower(*args)
+
+
+@contextlib.contextmanager
+def _numerics() -> Iterator[None]:
+    """Named here, so that no setting from outside changes the numbers of a run; a recipe says its precision."""
+    with jax.default_matmul_precision("default"), jax.threefry_partitionable(True):
+        yield
 
 
 def random_key(seed: Any) -> jax.Array:

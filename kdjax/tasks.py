@@ -133,6 +133,23 @@ def init_program(task: Task, mesh: Mesh) -> step.Program:
     )
 
 
+def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> step.Program:
+    """The training step of a task on a mesh, see `kdjax.step.train_step`."""
+    p = task.parts
+    return step.train_step(
+        model=p.model,
+        objective=p.objective,
+        optimizer=p.optimizer,
+        transform=p.transform,
+        prepare=p.prepare,
+        teacher=None if task.teacher is None else task.teacher.apply,
+        epochs=max(task.epochs, 1),
+        steps_per_epoch=task.steps_per_epoch,
+        mesh=mesh,
+        steps_per_call=steps_per_call,
+    )
+
+
 def example(split: Split) -> PyTree:
     """The first example of a split, with its batch axis."""
     if data.is_lazy(split):

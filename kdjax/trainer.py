@@ -17,7 +17,7 @@ from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, example, init_program, task
+from kdjax.tasks import Task, abstract, example, init_program, task, train_program
 from kdjax.types import Batch, Dataset, PyTree, Split
 
 
@@ -78,20 +78,9 @@ class Trainer:
         n = self.mesh.devices.size
         self.eval_batch_size = -(-eval_batch_size // n) * n
         self.workers = workers
-        self.steps_per_call = steps_per_call or _steps_per_call(task.steps_per_epoch)
+        self.steps_per_call = steps_per_call or usual_steps_per_call(task.steps_per_epoch, jax.default_backend())
         p = task.parts
-        self._step = functools.partial(
-            step.train_step,
-            model=p.model,
-            objective=p.objective,
-            optimizer=p.optimizer,
-            transform=p.transform,
-            prepare=p.prepare,
-            teacher=None if task.teacher is None else task.teacher.apply,
-            epochs=max(task.epochs, 1),
-            steps_per_epoch=task.steps_per_epoch,
-            mesh=self.mesh,
-        )
+        self._step = functools.partial(train_program, task, self.mesh)
         self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
         one_of("feed", feed, FEEDS)
         self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
@@ -252,10 +241,10 @@ def _order(num_examples: int, batch_size: int, seed: int, epoch: int) -> np.ndar
     return order.epoch_order(num_examples, batch_size, seed=seed, epoch=epoch)
 
 
-def _steps_per_call(per_epoch: int) -> int:
+def usual_steps_per_call(per_epoch: int, platform: str) -> int:
     """1 on CPU, where gradient convolutions in a loop fall to a slow kernel; elsewhere up to 16, preferably a divisor
     of the epoch, because a shorter last call is a compile of its own."""
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return 1
     divisor = max(k for k in range(1, 17) if per_epoch % k == 0)
     return divisor if divisor > 2 else min(8, per_epoch)

@@ -151,6 +151,6 @@ def test_seeds_share_a_compiled_step_that_is_dropped_after_the_last_of_them(npz,
     outcome = runs.run_all([Stage(recipe) for recipe in rows], settings.Settings(workdir=str(tmp_path), devices=1))
     assert len(outcome.results) == 4
     assert len({objective for objective, _ in made}) == 2
-    # A rehearsal has a program of its own, which is looked at and never compiled.
+    # A rehearsal looks at the same program, which counts as no trace.
     assert sum(program.traces for program in {id(program): program for _, program in made}.values()) == 2
     assert not any(key[0] in ("train_step", "init_step") for key in step._PROGRAMS)
