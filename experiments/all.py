@@ -30,7 +30,7 @@ from experiments import (
     table2,
     table3,
 )
-from kdjax import console
+from kdjax import console, worker_count
 from kdjax.errors import Refused, one_of
 from kdjax.settings import EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -61,14 +61,17 @@ def commands(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     flags.DEFINE_string("size", "cpu", "cpu, short or paper, as in configs/table1.py.", values)
     flags.DEFINE_string("workdir", None, "Holds all stages and tables; default runs/SIZE.", values)
     flags.DEFINE_bool("plan", False, "Print what would run; run nothing.", values)
+    flags.DEFINE_string("workers", worker_count.AUTO, "Local processes that share the stages of a table.", values)
     try:
         left = values([*argv])
     except flags.Error as error:
         raise Refused(" ".join(str(error).split())) from error
     if len(left) > 1:
-        raise Refused(f"{left[1]!r} is no flag; the flags are --size, --workdir and --plan.")
+        raise Refused(f"{left[1]!r} is no flag; the flags are --size, --workdir, --workers and --plan.")
     size = one_of("--size", str(values["size"].value), SIZES)
+    workers = worker_count.check(str(values["workers"].value))
     shared = [f"--workdir={values['workdir'].value or f'runs/{size}'}", *(["--plan"] if values["plan"].value else [])]
+    shared += [f"--workers={workers}"] if workers != worker_count.AUTO else []
     return [(name, [f"experiments.{name}", f"--config=configs/{name}.py:{size}", *shared]) for name in TABLES]
 
 

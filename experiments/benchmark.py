@@ -8,12 +8,14 @@
     python -m experiments.benchmark text --threads 2 --json text.json
     python -m experiments.benchmark aot --target=h100,h100x8 --json aot.json                        # needs no GPU
     python -m experiments.benchmark aot --target=v5e --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
+    python -m experiments.benchmark workers --repeats 5 --json workers.json
     python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
 per (stage, split), and the import. `text`: tokens per second of the distillation step on texts and their share of the
 machine's matrix-product rate, beside PyTorch eager. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the
-calibration errors. `aot`, which runs only when it is named: the steps compiled for an accelerator that is not here.
+calibration errors. Only when they are named: `aot`, the steps compiled for an accelerator that is not here, and
+`workers`, a small table with one local process and with several.
 Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
 The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
 """
@@ -192,6 +194,25 @@ def aot_section() -> dict[str, Any]:
     return benchmark_aot.section(chosen)
 
 
+def workers_settings() -> Any:
+    """The workers section's settings from the flags."""
+    from experiments.benchmark_workers import Settings
+
+    chosen = Settings().quick() if _QUICK.value else Settings()
+    return dataclasses.replace(chosen, rounds=_REPEATS.value or chosen.rounds)
+
+
+def workers_section() -> dict[str, Any]:
+    from experiments import benchmark_workers
+
+    measured = benchmark_workers.measure(workers_settings())
+    if isinstance(measured, str):
+        print(f"workers: skipped; {measured}")
+        return {"skipped": measured}
+    benchmark_workers.show_section(measured)
+    return measured
+
+
 # What runs in fresh processes goes first, while this process is small: a child's memory counters inherit its parent's.
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics": metrics_section,
@@ -199,8 +220,8 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": step_section,
     "text": text_section,
 }
-ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"aot": aot_section}
-"""Sections that run only when they are named: what they need is not installed everywhere."""
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"aot": aot_section, "workers": workers_section}
+"""Sections that run only when they are named: what they need is not installed everywhere, or they take long."""
 
 
 def plain(value: Any) -> Any:
@@ -219,6 +240,8 @@ def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, A
         "metrics": "seconds and memory of the calibration errors",
         "aot": f"the steps compiled for {', '.join(_TARGET.value)}, which need not be here",
         "memory": f"peak memory of {_MEMORY_CONFIG.value}, from an empty and from a full cache, where its data set is",
+        "workers": f"a small table with one worker and with several, {workers_settings().rounds} rounds, where there "
+        "are several processors",
         "step": (
             f"imports, dispatch, compiles, and the distillation step {chosen.teacher} → {chosen.student}, batch "
             f"{chosen.batch}, {chosen.precision}, {_REPEATS.value or chosen.rounds} rounds"

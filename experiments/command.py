@@ -25,14 +25,15 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import choose, choose_data, roles
 from experiments import loading
-from kdjax import starts
+from kdjax import starts, worker_count
 from kdjax.data.text import READERS
 from kdjax.errors import Refused, nearest
 from kdjax.launch import PATIENCE
 from kdjax.recipes import Recipe
 from kdjax.settings import Settings
+from kdjax.source_code import REGISTERED
 
-PLACES = ("workdir", "writer", "distributed", "distributed_timeout", "sign_with")
+PLACES = ("workdir", "writer", "distributed", "distributed_timeout", "sign_with", "workers")
 """Flags that say where to and with whom; they are no part of a command's text."""
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 
@@ -48,6 +49,8 @@ class Command:
       teacher: the folder of a finished run that teaches, or "".
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
+      workers: how many local processes share the stages: "auto" or a number.
+      imports: the modules of --import.
       sign_with: a private key that signs every finished stage, or None.
       mixed_settings: put numbers that were computed under different settings into one table.
       fields: the dotted fields that flags or names set, each with the word that set it.
@@ -62,6 +65,8 @@ class Command:
     distributed_timeout: float = PATIENCE
     mixed_settings: bool = False
     sign_with: str | None = None
+    workers: str = worker_count.AUTO
+    imports: Sequence[str] = ()
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: str = ""
 
@@ -93,6 +98,12 @@ def defined() -> flags.FlagValues:
     flags.DEFINE_string(
         "sign_with", None, "Sign every finished stage with this Ed25519 key, for those who publish runs.", values
     )
+    flags.DEFINE_string(
+        "workers",
+        worker_count.AUTO,
+        "Local processes that share the stages, from 1 to the processors; auto: as many as pay, 1 on an accelerator.",
+        values,
+    )
     flags.DEFINE_float(
         "distributed_timeout",
         PATIENCE,
@@ -116,7 +127,8 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
     """
     values = defined()
     argv = [_underscored(word, values) for word in argv]
-    loading.imports(flag_values(argv, "import"))
+    modules = loading.imports(flag_values(argv, "import"))
+    registered = len(REGISTERED)
     path, _, names = [default, *flag_values(argv, "config")][-1].strip().partition(":")
     module = loading.load(path)
     config = configuration(module, path, names)
@@ -146,6 +158,10 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         raise Refused(f"{left[1]!r} is no flag; flags look like --config.recipe.student.epochs=5.")
     if values["probe"].value and not values["plan"].value:
         raise Refused("--probe times steps for a plan; type --plan --probe.")
+    elsewhere = "--distributed" if values["distributed"].value else ""
+    workers = worker_count.check(str(values["workers"].value), elsewhere=elsewhere)
+    if workers == worker_count.AUTO and len(REGISTERED) > registered:
+        workers = "1"  # what the configuration's own file registers no worker knows
     final = holder.value
     final.run.workdir = values["workdir"].value or final.run.workdir
     final.run.writer = values["writer"].value or final.run.writer
@@ -160,6 +176,8 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         distributed_timeout=float(values["distributed_timeout"].value or PATIENCE),
         mixed_settings=bool(values["mixed_settings"].value),
         sign_with=values["sign_with"].value,
+        workers=workers,
+        imports=modules,
         fields={**named, **typed},
         text=" ".join([program(), *map(_quoted, without(argv[1:], *PLACES))]),
     )

@@ -31,7 +31,10 @@ from kdjax import (
     settings,
     signing,
     stages,
+    worker_count,
+    workers,
 )
+from kdjax.console import Reporter
 from kdjax.errors import Refused, literal
 from kdjax.files import MANIFEST
 from kdjax.processes import is_primary
@@ -174,15 +177,18 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
             layout.check_batch(stage.recipe.batch_size, mesh)
         planned = planning.plan(targets, Path(run.workdir))
         seconds = plans.probe([row for row in planned if row.status != "done"], run) if given.probe else None
+        count, why = sharing(given, run, lambda: planned)
         if is_primary():
             plans.show(planned, seconds)
+            if count > 1 or why:
+                print(f"{count} local workers would share them. {why}".strip())
         return None
     key = signing.Key(given.sign_with, "--sign-with") if given.sign_with else None
     if not given.mixed_settings:
         refuse_mixed(targets, Path(run.workdir))
     reporter = console.reporter() if is_primary() else console.Silent()
     try:
-        outcome = runs.run_all(targets, run, reporter)
+        outcome = computed(given, targets, run, reporter)
     finally:
         reporter.close()
     if not given.mixed_settings:
@@ -193,6 +199,21 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         for result in outcome.results.values():
             key.sign(result.directory)
     return outcome
+
+
+def computed(given: Command, targets: Sequence[Stage], run: settings.Settings, reporter: Reporter) -> runs.Outcome:
+    """The outcome of the stages, by this process or by as many workers as are asked for, or pay."""
+    count, why = sharing(given, run, lambda: planning.plan(targets, Path(run.workdir)))
+    if why:
+        reporter.message(why)
+    if count > 1:
+        return workers.run_all(targets, run, reporter, count, given.imports)
+    return runs.run_all(targets, run, reporter)
+
+
+def sharing(given: Command, run: settings.Settings, plan: Callable[[], Sequence[planning.Planned]]) -> tuple[int, str]:
+    """(local workers, why they are fewer than there is work for, or ""); a plan is made where several are possible."""
+    return worker_count.choose(given.workers, plan()) if worker_count.possible(given.workers, run) else (1, "")
 
 
 def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:

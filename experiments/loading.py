@@ -13,13 +13,14 @@ import configs
 from kdjax.errors import Refused
 
 
-def imports(values: Sequence[str]) -> None:
-    """Imports the modules named by --import, one or several separated by commas.
+def imports(values: Sequence[str]) -> list[str]:
+    """Imports the modules named by --import, one or several separated by commas, and returns their names.
 
     Raises:
       Refused: naming the module and what it raised.
     """
-    for name in (part.strip() for value in values for part in value.split(",")):
+    names = [part.strip() for value in values for part in value.split(",")]
+    for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*", name):
             raise Refused(f"--import is {name!r}; expected the name of a module, such as my_methods or lab.losses.")
         try:
@@ -36,6 +37,7 @@ def imports(values: Sequence[str]) -> None:
         except Exception as error:
             place = _place(error)
             raise Refused(f"--import={name} failed{place} with {type(error).__name__}: {error}") from error
+    return names
 
 
 def _place(error: Exception) -> str:

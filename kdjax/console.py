@@ -116,9 +116,20 @@ class Plain:
 
 
 class Live:
-    """One bar per running stage on a terminal."""
+    """One bar per running stage on a terminal.
 
-    def __init__(self) -> None:
+    Args:
+      beside: the one of whose bars this one's is another; the terminal is given back when that one is closed.
+    """
+
+    _progress: Progress
+
+    def __init__(self, beside: Live | None = None) -> None:
+        self._task: int | None = None
+        self._head, self._epochs = "", 1
+        if beside is not None:
+            self._progress = beside._progress
+            return
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -128,8 +139,6 @@ class Live:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task: int | None = None
-        self._head, self._epochs = "", 1
         self._progress.start()
 
     def stage(self, name: str, position: int, total: int, epochs: int, note: str = "") -> None:
@@ -162,3 +171,10 @@ class Live:
 def reporter() -> Reporter:
     """`Live` on a terminal, else `Plain`."""
     return Live() if sys.stderr.isatty() else Plain()
+
+
+def beside(reporter: Reporter) -> Reporter:
+    """One more reporter on the same terminal or log, for stages that run at the same time."""
+    if isinstance(reporter, Live):
+        return Live(reporter)
+    return Plain() if isinstance(reporter, Plain) else reporter

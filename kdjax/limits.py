@@ -91,3 +91,20 @@ def memory() -> int | None:
         limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
         known += [limit for limit in limits if limit != resource.RLIM_INFINITY]
     return min(known, default=None)
+
+
+def available() -> int | None:
+    """Bytes of the machine, or of its group of processes, that nobody uses now; None where nobody tells."""
+    if sys.platform != "linux":
+        return None
+    known = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
+        known.append(1024 * int(line.split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Of files that were read and can be read again.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        known.append(max(0, most - used + int(stat.get("inactive_file", 0))))
+    return min(known, default=None)

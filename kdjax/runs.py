@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,24 +54,55 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
     settings.check()
     with signals.watched() as asked:
         queue = stages.order(targets)
-        mesh = layout.mesh(settings.devices)
-        for stage in queue:
-            layout.check_batch(stage.recipe.batch_size, mesh)
-        workdir = Path(settings.workdir)
-        stages.check_all(queue, begin=lambda stage: not (stage.directory(workdir) / checkpoints.MANIFEST).exists())
-        table = _Table(queue, settings, reporter, asked)
-        pending, waiting = queue, False
-        while pending:
-            held = table.work_through(pending)
-            if len(held) == len(pending):
-                if not waiting:
-                    reason = next(iter(table.holders.values()))
-                    reporter.message(
-                        f"waiting for {len(held)} stages that other processes hold or lead up to: {reason}"
-                    )
-                waiting = True
-                _wait(asked)
-            pending = held
+        refuse_early(queue, settings)
+        return work(queue, settings, reporter, asked)
+
+
+def refuse_early(queue: Sequence[Stage], settings: Settings) -> None:
+    """Refuses what can be refused before anything compiles, of stages in the order of `stages.order`.
+
+    Raises:
+      Refused: see `stages.check_all`; a batch that the devices cannot share out evenly.
+    """
+    mesh, workdir = layout.mesh(settings.devices), Path(settings.workdir)
+    for stage in queue:
+        layout.check_batch(stage.recipe.batch_size, mesh)
+    stages.check_all(queue, begin=lambda stage: not (stage.directory(workdir) / checkpoints.MANIFEST).exists())
+
+
+def work(
+    queue: Sequence[Stage],
+    settings: Settings,
+    reporter: console.Reporter,
+    asked: signals.Asked,
+    *,
+    failures: dict[str, str] | None = None,
+    later: Callable[[Stage], bool] = lambda stage: False,
+    waiting: Callable[[str], None] | None = None,
+    pause: float | None = None,
+) -> Outcome:
+    """Runs stages, each with its ancestors among them, until each has a result or a failure, whoever brought it about.
+
+    Args:
+      failures: what is known of stages that failed elsewhere, by id; new ones are added.
+      later: which stages are looked at after the others.
+      waiting: is told what there is to wait for, each time when nothing else is left.
+      pause: seconds between two looks at stages that other processes hold; `WAIT_SECONDS` by default.
+    """
+    tell = waiting or reporter.message
+    table = _Table(queue, settings, reporter, asked, {} if failures is None else failures)
+    pending, still = sorted(queue, key=later), False
+    while pending:
+        held = table.work_through(pending)
+        if len(held) < len(pending):
+            still = False
+        else:
+            if not still:
+                reason = next(iter(table.holders.values()))
+                tell(f"waiting for {len(held)} stages that other processes hold or lead up to: {reason}")
+            still = True
+            _wait(asked, WAIT_SECONDS if pause is None else pause)
+        pending = held
     return table.outcome
 
 
@@ -83,9 +114,16 @@ class _Table:
       holders: id of a stage that is held -> who holds it.
     """
 
-    def __init__(self, queue: list[Stage], settings: Settings, reporter: console.Reporter, asked: signals.Asked):
+    def __init__(
+        self,
+        queue: Sequence[Stage],
+        settings: Settings,
+        reporter: console.Reporter,
+        asked: signals.Asked,
+        failures: dict[str, str],
+    ):
         self.settings, self.reporter, self.asked = settings, reporter, asked
-        self.outcome, self.holders = Outcome({}, {}), dict[str, str]()
+        self.outcome, self.holders = Outcome({}, failures), dict[str, str]()
         self._positions = {stage.id: n for n, stage in enumerate(queue, 1)}
         self._users = Counter(_objective(stage) for stage in queue)
 
@@ -107,6 +145,8 @@ class _Table:
     def _run(self, stage: Stage) -> bool:
         """Whether the stage has ended, with a result or a failure."""
         finished, failures = self.outcome
+        if stage.id in failures:
+            return True
         for parent in stage.parents:
             if parent.id in failures:
                 kind = "the stage that it is as soft as" if parent is stage.as_soft_as else "its teacher"
@@ -133,11 +173,11 @@ def _objective(stage: Stage) -> Objective:
     return parts(stage.recipe, stages.dataset(stage.recipe.data)).objective
 
 
-def _wait(asked: Mapping[str, int]) -> None:
-    """WAIT_SECONDS, or less once a signal comes."""
-    end = time.monotonic() + WAIT_SECONDS
+def _wait(asked: Mapping[str, int], seconds: float) -> None:
+    """So many seconds, or fewer once a signal comes."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end and not asked:
-        time.sleep(0.1)
+        time.sleep(min(0.1, seconds))
 
 
 def run_stage(
@@ -159,11 +199,7 @@ def run_stage(
     asked = asked if asked is not None else signals.Asked()
     workdir = Path(settings.workdir)
     directory = stage.directory(workdir)
-    if on_primary(lambda: _done(stage, directory)):
-        reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
-        result = results.read(stage, workdir)
-        if text := result.other_numerics():
-            reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
+    if (result := reused(stage, workdir, reporter, position, total)) is not None:
         return result
     if stage.place is not None:
         raise Refused(f"{directory} is not finished, or was changed since the command began; finish that run first.")
@@ -173,6 +209,21 @@ def run_stage(
             return results.read(stage, workdir)
         on_primary(lambda: claim.write_owner(stage, directory))
         return StageRun(stage, settings, reporter, asked, confirm).finish(position, total)
+
+
+def reused(stage: Stage, workdir: Path, reporter: console.Reporter, position: int = 1, total: int = 1) -> Result | None:
+    """The result of a stage that was finished before; None where its manifest does not verify.
+
+    Raises:
+      Refused: it was computed with a default that has changed since.
+    """
+    if not on_primary(lambda: _done(stage, stage.directory(workdir))):
+        return None
+    reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
+    result = results.read(stage, workdir)
+    if text := result.other_numerics():
+        reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
+    return result
 
 
 def _done(stage: Stage, directory: Path) -> bool:

@@ -9,6 +9,9 @@ from typing import Any
 
 from kdjax.errors import Refused
 
+REGISTERED: list[str] = []
+"""What was registered in this process, in order; another process knows of it only if it imports the same modules."""
+
 
 def source_version(what: str, function: Callable[..., Any], version: str = "") -> str:
     """The version its author gives, or the SHA-256 of the source code of the module that defines the function.
@@ -21,6 +24,7 @@ def source_version(what: str, function: Callable[..., Any], version: str = "") -
     Raises:
       Refused: the source cannot be found (a notebook cell that is gone, a compiled function) and no version is given.
     """
+    REGISTERED.append(what)
     if not isinstance(version, str):
         raise Refused(f"the version of {what} is {version!r}; expected text, such as '1.0'.")
     if version:

@@ -14,7 +14,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import benchmark, benchmark_dispatch, benchmark_memory, benchmark_step, benchmark_text, peers
+from experiments import (
+    benchmark,
+    benchmark_dispatch,
+    benchmark_memory,
+    benchmark_step,
+    benchmark_text,
+    benchmark_workers,
+    peers,
+)
 from experiments.benchmark_step import Settings
 from kdjax import models
 from kdjax.errors import Refused
@@ -252,3 +260,23 @@ def test_the_torch_peer_of_texts_is_the_same_step():
     peer, ours = work.torch(), benchmark_step.Ours(work.living)
     for _ in range(3):
         assert peer.advance(1) == pytest.approx(ours.advance(1), rel=1e-4)
+
+
+def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
+    order: list[int] = []
+
+    def timed(settings, count):
+        order.append(count)
+        return 3.0 / count, "the same" if count < 4 else "others"
+
+    monkeypatch.setattr(benchmark_workers, "_timed", timed)
+    settings = benchmark_workers.Settings(rounds=3)
+    measured = benchmark_workers.measure(settings, (1, 2))
+    assert order == [1, 2, 2, 1, 1, 2]
+    assert [row["times_faster"].median for row in measured["rows"]] == [1.0, 2.0]
+    json.dumps(benchmark.plain(measured))
+    benchmark_workers.show_section(measured)
+    assert "experiments.quickstart" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="wrote 2 different results"):
+        benchmark_workers.measure(settings, (1, 4))
+    assert benchmark_workers.measure(settings, (1, 1)) == "there is one processor, and nothing to share out"

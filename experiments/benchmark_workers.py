@@ -1,0 +1,114 @@
+"""Wall time of a small table with one worker and with several, from the command's start to its end.
+
+The table is the quickstart's, with fewer rows and seeds. Each run is a fresh process with an empty work directory; the
+numbers of workers alternate within a round, and every run must write the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmark_tables import between, show, verdict
+from experiments.spread import spread
+from kdjax import provenance
+from kdjax.errors import Refused
+
+ROOT = Path(__file__).parent.parent
+TARGET = 1.5
+"""Times faster, on two processors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured: the words that shorten the quickstart, and how often."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    temperatures: tuple[float, ...] = (4.0,)
+    epochs: int = 40
+    rounds: int = 3
+    words: tuple[str, ...] = ()
+
+    def quick(self) -> Settings:
+        """Tiny networks, two epochs and one round: does the benchmark run at all?"""
+        return dataclasses.replace(self, epochs=2, rounds=1, words=("--config=configs/digits.py:mlp,mlp",))
+
+    @property
+    def command(self) -> list[str]:
+        """The words after `python -m`, but for the work directory and the workers."""
+        roles = [f"--config.recipe.{role}.epochs={self.epochs}" for role in ("teacher", "student")]
+        table = [f"--config.seeds={self.seeds}", f"--config.recipe.temperatures={self.temperatures}"]
+        return ["experiments.quickstart", *self.words, *roles, *table]
+
+
+def measure(settings: Settings, counts: Sequence[int] = ()) -> dict[str, Any] | str:
+    """Seconds of the table for every number of workers, by default one and as many as there are processors.
+
+    Returns:
+      the measurements, or the sentence that says why there are none.
+
+    Raises:
+      RuntimeError: two runs did not write the same numbers.
+    """
+    counts = counts or (1, provenance.cpus() or 1)
+    if len({*counts}) < 2:
+        return "there is one processor, and nothing to share out"
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    written: set[str] = set()
+    for number in range(settings.rounds):
+        for count in counts if number % 2 == 0 else counts[::-1]:
+            took, numbers = _timed(settings, count)
+            seconds[count].append(took)
+            written.add(numbers)
+    if len(written) > 1:
+        raise RuntimeError(f"{' '.join(settings.command)} wrote {len(written)} different results; expected one.")
+    first = seconds[counts[0]]
+    rows = [
+        {
+            "workers": count,
+            "seconds": spread(values),
+            "times_faster": spread([a / b for a, b in zip(first, values, strict=True)]),
+        }
+        for count, values in seconds.items()
+    ]
+    return {"command": shlex.join(["python", "-m", *settings.command]), "rows": rows}
+
+
+def _timed(settings: Settings, count: int) -> tuple[float, str]:
+    """Seconds of one run, and the numbers that it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", *settings.command, f"--workdir={folder}", f"--workers={count}"]
+        began = time.perf_counter()
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        took = time.perf_counter() - began
+        if done.returncode:
+            raise Refused(f"{' '.join(words[1:])} ended with exit code {done.returncode}: {done.stderr[-500:].strip()}")
+        return took, json.dumps(json.loads((Path(folder) / "results.json").read_text())["rows"])
+
+
+def show_section(measured: dict[str, Any]) -> None:
+    """The table of `measure`."""
+    last = measured["rows"][-1]
+    show(
+        f"wall time of {measured['command']}",
+        ("workers", "seconds", "times faster", "n", "target"),
+        [
+            (
+                str(row["workers"]),
+                between(row["seconds"], 1),
+                between(row["times_faster"], 2),
+                str(row["seconds"].n),
+                verdict(row["times_faster"].median >= TARGET, f">= {TARGET}") if row is last else "",
+            )
+            for row in measured["rows"]
+        ],
+        "rounds alternate, median (min … max); times faster is within a round; every run wrote the same numbers.",
+    )
