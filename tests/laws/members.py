@@ -236,3 +236,11 @@ def everyone() -> list[Member]:
 def but_variants_slowly(members: list[Member]) -> list[Any]:
     """For laws that compile much: `make test` keeps every method and loss by default, CI adds their variants."""
     return [pytest.param(m, marks=pytest.mark.slow if "(" in m.id else ()) for m in members]
+
+
+FEW = ("nll", "mdca", "crl", "kd", "dkd", "losses.focal", "losses.mdca", "losses.kd", "losses.lskd")
+
+
+def but_few_slowly(members: list[Member]) -> list[Any]:
+    """For laws without jit, of which each operation is a program: `make test` keeps one of a kind."""
+    return [pytest.param(m, marks=() if m.id in FEW else pytest.mark.slow) for m in members]

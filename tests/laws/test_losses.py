@@ -13,15 +13,13 @@ from kdjax import losses, objectives
 from kdjax.errors import Refused
 from tests.clocks import at
 from tests.laws import door, laws, members
+from tests.processes import slow
 
 LAWS = settings(settings.get_profile("laws"))
 SHAPE = (6, 5)
 draws = st.builds(door.Draw, st.integers(0, 2**16), st.sampled_from([0.1, 1.0, 4.0, 12.0]), st.just(SHAPE))
 # Of module scope, so that pytest runs all laws of a member together and its compiled programs are at hand.
-everyone = pytest.mark.parametrize("member", members.everyone(), ids=str, scope="module")
-defaults_first = pytest.mark.parametrize(
-    "member", members.but_variants_slowly(members.everyone()), ids=str, scope="module"
-)
+everyone = pytest.mark.parametrize("member", members.but_variants_slowly(members.everyone()), ids=str, scope="module")
 
 
 def test_the_arguments_of_every_public_loss_are_known():
@@ -48,7 +46,7 @@ def test_every_exception_is_one(law, name):
             laws.LAWS[law](member, door.Draw(seed, scale, SHAPE), strict=True)
 
 
-@defaults_first
+@pytest.mark.parametrize("member", members.but_few_slowly(members.everyone()), ids=str, scope="module")
 def test_law_1_eager_on_devices_and_in_half_precision(member):
     """jit on host arrays = jit on device arrays = no jit, from bfloat16 logits, without weights = pmap."""
     assert jax.device_count() > 1, "tests/conftest.py forces two devices"
@@ -72,7 +70,7 @@ def test_law_1_eager_on_devices_and_in_half_precision(member):
         door.same(jax.tree.map(lambda x: x[1], mapped), result[:4], rtol=1e-5, atol=1e-6)
 
 
-@defaults_first
+@everyone
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_law_1_precisions(member, scale):
     laws.precisions(member, door.Draw(11, scale, SHAPE))
@@ -109,8 +107,8 @@ def test_law_4_regions_that_do_not_exist(member):
     laws.regions(member, door.Draw(31, 2.0, SHAPE))
 
 
-@defaults_first
-@pytest.mark.parametrize("shape", [(1, 2), SHAPE, (2, 1000)], ids=str)
+@everyone
+@pytest.mark.parametrize("shape", [(1, 2), SHAPE, *slow((2, 1000))], ids=str)
 def test_law_5_finite_at_extremes(member, shape):
     laws.finite(member, shape)
 
@@ -121,7 +119,7 @@ def test_law_6_finite_differences(member, scale):
     laws.slopes(member, door.Draw(21, scale, SHAPE))
 
 
-@pytest.mark.parametrize("member", members.pure_losses(), ids=str)
+@pytest.mark.parametrize("member", members.but_few_slowly(members.pure_losses()), ids=str)
 def test_a_pure_loss_keeps_its_signature(member):
     """[B] in the order of the batch or a scalar, in float32 from bfloat16 logits."""
     declared = members.loss_of(member.name)

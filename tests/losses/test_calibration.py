@@ -73,7 +73,7 @@ def test_mmce_weighted_is_zero_when_all_are_right_or_all_wrong(name):
     logits, _ = batch()
     top = jnp.argmax(logits, -1)
     for labels in (top, (top + 1) % 5):
-        value, grad = jax.value_and_grad(BATCH[name])(logits, labels)
+        value, grad = jax.jit(jax.value_and_grad(BATCH[name]))(logits, labels)
         assert value == 0 and not grad.any()
 
 
@@ -165,6 +165,7 @@ def test_a_masked_class_leaves_the_sums_over_classes():
         (losses.cpc_discrimination, 3 / 4),
         (losses.cpc_exclusion, 3 / 6),
     ):
+        penalty = jax.jit(penalty)
         np.testing.assert_allclose(penalty(logits, labels), ratio * penalty(logits[:, present], moved), rtol=1e-5)
 
 

@@ -44,6 +44,7 @@ def run(objective, z=Z, data=None, progress=0.0, state=None):
     return value, logs, new, grad
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_core_is_the_loss_of_its_paper():
     clipped = targets.wclip(T, Y, eta=0.5, m=0.7)
     wanted = {
@@ -60,6 +61,7 @@ def test_every_setting_of_the_core_is_the_loss_of_its_paper():
         np.testing.assert_allclose(run(build(name))[0], jnp.mean(values), rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_settings_turn_into_one_another():
     same = [
         (build("rtc", T=3.0, T_c=1.0), build("kd", T=3.0)),
@@ -115,6 +117,7 @@ def test_the_control_can_take_the_entropy_of_another_teacher():
         build("kd", control="entropy")
 
 
+@pytest.mark.slow
 def test_projection_options_reach_the_projection():
     near = np.eye(K, dtype=bool) | np.eye(K, dtype=bool)[:, ::-1]
     log_p = targets.temper(T, 1.0)
@@ -276,6 +279,7 @@ def test_ctkd_trains_its_temperature_against_the_student():
     assert loss_at(params["theta"]) > loss_at(1.0), "the student's optimizer, descending, makes the temperature climb"
 
 
+@pytest.mark.slow
 def test_mlld_brings_two_views_that_its_objective_takes():
     method = METHODS["mlld"]
     make = method.transform(num_classes=K, **options("mlld"))

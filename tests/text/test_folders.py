@@ -13,6 +13,8 @@ from kdjax.errors import Refused
 from kdjax.huggingface.tokenizer import Tokenizer, train_vocabulary
 from tests.text import golden, networks
 
+pytestmark = pytest.mark.fused
+
 LOADING = golden.read(golden.index()["loading"])
 FOLDERS = {case["folder"]: case for case in LOADING["cases"]}
 ACCEPT = [folder for folder, case in FOLDERS.items() if case["verdict"] == "accept"]

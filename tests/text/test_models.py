@@ -11,6 +11,8 @@ from kdjax.errors import Refused
 from kdjax.models import build
 from tests.text import golden, networks
 
+pytestmark = pytest.mark.fused
+
 MODELS = {entry["name"]: entry for entry in golden.index()["models"]}
 FIRST = next(iter(MODELS))
 TINY = {"num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30, "max_position_embeddings": 8}

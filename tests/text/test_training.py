@@ -9,6 +9,8 @@ import pytest
 from kdjax import optim
 from tests.text import golden, networks
 
+pytestmark = pytest.mark.fused
+
 
 @pytest.mark.parametrize("dtype", golden.DTYPES)
 def test_training(dtype):
