@@ -36,7 +36,7 @@ from kdjax import (
 )
 from kdjax.console import Reporter
 from kdjax.errors import Refused, literal
-from kdjax.files import MANIFEST
+from kdjax.manifests import MANIFEST
 from kdjax.processes import is_primary
 from kdjax.recipes import Data, Recipe, from_dict
 from kdjax.stages import Stage

@@ -12,7 +12,8 @@ import numpy as np
 
 from kdjax import metrics
 from kdjax.errors import Refused
-from kdjax.files import MANIFEST, canonical, read_json, verify_manifest, write_json
+from kdjax.files import canonical, read_json, write_json
+from kdjax.manifests import MANIFEST, verify_manifest
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -29,21 +29,18 @@ from kdjax import storage
 from kdjax.errors import Refused
 from kdjax.files import (
     FORMAT,
-    MANIFEST,
     TEMPORARY,
     Damaged,
     canonical,
     read_json,
-    refuse_foreign,
     sync_directory,
     temporary_name,
-    verify_manifest,
     write_bytes,
     write_json,
-    write_manifest,
     write_text,
 )
 from kdjax.locks import Lock, abandoned
+from kdjax.manifests import MANIFEST, refuse_foreign, verify_manifest, write_manifest
 from kdjax.processes import broadcast, on_primary
 from kdjax.types import PyTree
 from kdjax.variables import load_variables, named, nested, refuse_misfit, save_variables

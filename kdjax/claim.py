@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdjax import checkpoints, files, locks
+from kdjax import checkpoints, locks, manifests
 from kdjax.errors import Held, Refused
 from kdjax.processes import is_primary, on_primary
 from kdjax.stages import Stage
@@ -57,8 +57,8 @@ def write_owner(stage: Stage, directory: Path) -> None:
       Refused: as `check_owner`; it is another stage's or a newer kdjax's, or holds a symbolic link, through which files
         elsewhere would be written.
     """
-    files.refuse_links(directory)
-    files.refuse_foreign(directory, stage.owner)
+    manifests.refuse_links(directory)
+    manifests.refuse_foreign(directory, stage.owner)
     _refuse_begun_by_another(stage, directory)
     check_owner(stage, directory)
     for folder in (directory, directory / "logits"):
@@ -69,7 +69,7 @@ def write_owner(stage: Stage, directory: Path) -> None:
 
 
 def _refuse_begun_by_another(stage: Stage, directory: Path) -> None:
-    """As `files.refuse_foreign`, for a stage that is not finished and so has no manifest yet."""
+    """As `manifests.refuse_foreign`, for a stage that is not finished and so has no manifest yet."""
     try:
         owner = checkpoints.read_json(directory / "owner.json")
     except (FileNotFoundError, checkpoints.Damaged):

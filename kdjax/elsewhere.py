@@ -9,7 +9,8 @@ from typing import Any
 
 from kdjax import outputs
 from kdjax.errors import Refused, printable
-from kdjax.files import Damaged, read_json, verify_manifest
+from kdjax.files import Damaged, read_json
+from kdjax.manifests import verify_manifest
 from kdjax.predictor import TOKENIZER
 from kdjax.recipes import Data, Recipe, from_dict
 from kdjax.stages import Stage

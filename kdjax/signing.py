@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdjax import files
+from kdjax import files, manifests
 from kdjax.errors import Refused
 
 _MAKE = "ssh-keygen -t ed25519 -f key makes key and key.pub"
@@ -56,11 +56,11 @@ class Key:
           Refused: the run is not finished, or its files no longer verify.
         """
         directory = Path(directory)
-        if problems := files.verify_manifest(directory):
+        if problems := manifests.verify_manifest(directory):
             raise Refused(f"{directory} is not signed: it is not a finished run, or damaged ({problems[0]}).")
-        signature = self._key.sign(files.read_bytes(directory / files.MANIFEST))
-        if not _holds(directory / files.SIGNATURE, signature):  # Ed25519 gives the same one every time
-            files.write_bytes(directory / files.SIGNATURE, signature)
+        signature = self._key.sign(files.read_bytes(directory / manifests.MANIFEST))
+        if not _holds(directory / manifests.SIGNATURE, signature):  # Ed25519 gives the same one every time
+            files.write_bytes(directory / manifests.SIGNATURE, signature)
 
 
 class Public:
@@ -106,8 +106,8 @@ class Public:
 
         directory = Path(directory)
         try:
-            manifest = files.read_bytes(directory / files.MANIFEST)
-            signature = files.read_bytes(directory / files.SIGNATURE)
+            manifest = files.read_bytes(directory / manifests.MANIFEST)
+            signature = files.read_bytes(directory / manifests.SIGNATURE)
         except FileNotFoundError as error:
             raise Refused(
                 f"{directory} is not signed: there is no {Path(error.filename).name}; ask its author for one."
@@ -116,10 +116,10 @@ class Public:
             self._key.verify(signature, manifest)
         except InvalidSignature as error:
             raise Refused(
-                f"{directory / files.SIGNATURE} is not the signature of {self.name} ({self.fingerprint}): another key "
-                "signed it, or the manifest or the signature was changed."
+                f"{directory / manifests.SIGNATURE} is not the signature of {self.name} ({self.fingerprint}): another "
+                "key signed it, or the manifest or the signature was changed."
             ) from error
-        if problems := files.verify_manifest(directory):
+        if problems := manifests.verify_manifest(directory):
             raise Refused(f"{directory} is not what was signed: {problems[0]}.")
 
 

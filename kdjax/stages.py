@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, files, layout, limits, outputs, starts, step, tasks, teachers
+from kdjax import checkpoints, data, layout, limits, manifests, outputs, starts, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
@@ -300,5 +300,5 @@ def status(stage: Stage, workdir: Path, *, contents: bool = True) -> str:
     directory = stage.directory(workdir)
     if not checkpoints.verify_manifest(directory, stage.owner, contents=contents):
         return "done"
-    files.refuse_foreign(directory, stage.owner)
+    manifests.refuse_foreign(directory, stage.owner)
     return "resumable" if (directory / "checkpoints").is_dir() else "missing"

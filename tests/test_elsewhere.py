@@ -12,7 +12,7 @@ from experiments import common, distill, tables
 from kdjax import elsewhere
 from kdjax.cli.show import show
 from kdjax.errors import Refused
-from kdjax.files import write_manifest
+from kdjax.manifests import write_manifest
 from kdjax.runs import run_all
 from kdjax.settings import Settings
 from kdjax.stages import Stage

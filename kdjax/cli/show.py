@@ -10,7 +10,8 @@ from typing import Any
 
 from kdjax.cli import sign, words
 from kdjax.errors import Refused
-from kdjax.files import Damaged, read_json, verify_manifest
+from kdjax.files import Damaged, read_json
+from kdjax.manifests import verify_manifest
 from kdjax.recipes import Recipe, from_dict
 from kdjax.report import COLUMNS, Grid
 

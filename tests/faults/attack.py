@@ -31,7 +31,7 @@ from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from kdjax import console, files, locks, runs, stages, step
+from kdjax import console, files, locks, manifests, runs, stages, step
 from kdjax.errors import Refused
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
@@ -226,7 +226,7 @@ def nonsense(dice: random.Random, workdir: Path, scene: Scene) -> str:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
             old = json.loads((folder / "manifest.json").read_text())
             if path.name != "manifest.json":
-                files.write_manifest(folder, old.get("owner"))
+                manifests.write_manifest(folder, old.get("owner"))
     return f"nonsense in {path.relative_to(workdir)}: {str(value)[:60]}"
 
 
@@ -235,7 +235,7 @@ def newer(dice: random.Random, workdir: Path, scene: Scene) -> str:
     body = json.loads(path.read_text())
     body.pop("sha256", None)
     body["format"] = files.FORMAT + dice.choice([1, 2, 10**9, 10**40])
-    replace(path, json.dumps({**body, "sha256": files._seal(body)}).encode())
+    replace(path, json.dumps({**body, "sha256": manifests._seal(body)}).encode())
     return f"newer {path.relative_to(workdir)}"
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from experiments import plans
-from kdjax import console, files, planning, provenance, runs
+from kdjax import console, files, manifests, planning, provenance, runs
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
@@ -151,10 +151,10 @@ def copy(of: Stage, to: Stage, workdir: Path) -> None:
     """A finished stage's folder as another's: links to its files under a manifest of its own."""
     source, target = of.directory(workdir), to.directory(workdir)
     shutil.copytree(source, target, copy_function=os.link)
-    body = {**files.read_json(source / files.MANIFEST), "owner": to.owner}
+    body = {**files.read_json(source / manifests.MANIFEST), "owner": to.owner}
     del body["sha256"]
-    (target / files.MANIFEST).unlink()
-    (target / files.MANIFEST).write_text(files.canonical({**body, "sha256": files._seal(body)}))
+    (target / manifests.MANIFEST).unlink()
+    (target / manifests.MANIFEST).write_text(files.canonical({**body, "sha256": manifests._seal(body)}))
 
 
 def plan_text(measured: list[Plan], count: int, command: str) -> str:

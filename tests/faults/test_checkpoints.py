@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from kdjax import files
+from kdjax import files, manifests
 from kdjax.checkpoints import Checkpoints, Damaged, verify_manifest
 from kdjax.errors import Refused
 from tests.faults import saver
@@ -385,7 +385,7 @@ def test_a_checkpoint_under_another_step_or_owner_is_refused_and_kept(tmp_path):
 def reseal(path: Path, **changes: Any) -> None:
     body = {**json.loads(path.read_text()), **changes}
     del body["sha256"]
-    path.write_text(json.dumps({**body, "sha256": files._seal(body)}))
+    path.write_text(json.dumps({**body, "sha256": manifests._seal(body)}))
 
 
 def test_a_newer_format_is_refused_and_not_passed_over(store):
@@ -405,7 +405,7 @@ def test_a_newer_format_is_refused_and_not_passed_over(store):
 
 def test_a_crafted_manifest_opens_nothing_outside(store, tmp_path):
     (tmp_path / "secret").write_text("x")
-    entry = {"size": 1, "sha256": files._entry(tmp_path / "secret")["sha256"]}
+    entry = {"size": 1, "sha256": manifests._entry(tmp_path / "secret")["sha256"]}
     path = store.directory / "14" / "manifest.json"
     reseal(path, files={**json.loads(path.read_text())["files"], "../../secret": entry})
     assert "../../secret is missing" in store.restore(state()).skipped[0]
@@ -441,9 +441,17 @@ def test_a_sealed_manifest_that_makes_no_sense_is_damage(store, change):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"step": 14, "leaves": [], "extra": {}}', '{"step": "x"}'])
 def test_a_sealed_description_that_makes_no_sense_is_one_sentence(store, text):
     (store.directory / "14" / "checkpoint.json").write_text(text)
-    files.write_manifest(store.directory / "14")
+    manifests.write_manifest(store.directory / "14")
     with pytest.raises(Damaged, match=r"14/checkpoint.json does not describe a checkpoint; delete .*/14 to do"):
         store.restore(state())
+
+
+def test_a_file_whose_name_is_two_lines_is_named_on_one(store):
+    for step in ("7", "14"):
+        (store.directory / step / "state" / "a\nb\x1b[31m").touch()
+    with pytest.raises(Damaged) as raised:
+        store.restore(state())
+    assert r"state/a\nb\x1b[31m is not in the manifest" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_absurd_shapes_are_refused_before_allocation(store):
@@ -452,7 +460,7 @@ def test_absurd_shapes_are_refused_before_allocation(store):
     text = json.loads(path.read_text())
     text["leaves"]["params/head/bias"] = ["float32", [2**62]]
     path.write_text(json.dumps(text))
-    files.write_manifest(store.directory / "14")
+    manifests.write_manifest(store.directory / "14")
     with pytest.raises(Refused, match=rf"params/head/bias is float32\[{2**62}\] there and float32\[2\] here"):
         store.restore(state())
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import files
+from kdjax import files, manifests
 from kdjax.checkpoints import Checkpoints
 from kdjax.errors import Refused
-from kdjax.files import Damaged, verify_manifest
+from kdjax.files import Damaged
 from kdjax.locks import Lock
+from kdjax.manifests import verify_manifest
 from kdjax.variables import load_variables, save_variables
 from tests.faults.test_checkpoints import same
 
@@ -26,7 +27,7 @@ def test_stage_manifest(tmp_path):
     with Lock(tmp_path):
         Checkpoints(tmp_path / "checkpoints").save(1, {"x": jnp.ones(2)})
         (tmp_path / "metrics.jsonl").write_text("{}\n")
-        manifest = files.write_manifest(tmp_path)
+        manifest = manifests.write_manifest(tmp_path)
     assert manifest["format"] == files.FORMAT
     assert {"metrics.jsonl", "checkpoints/1/manifest.json"} < manifest["files"].keys()
     assert manifest["files"]["metrics.jsonl"]["size"] == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax import files, results, runs
+from kdjax import manifests, results, runs
 from kdjax.cli import main
 from kdjax.errors import Refused
 from kdjax.settings import Settings
@@ -66,7 +66,7 @@ def test_nonsense_in_any_field_is_one_sentence(workdir, trained, name, capsys):
         variants.append({**known, key: NONSENSE[number % len(NONSENSE)]})
     for variant in variants:
         path.write_text(json.dumps(variant))
-        files.write_manifest(path.parent, stage.owner)
+        manifests.write_manifest(path.parent, stage.owner)
         everything(stage, workdir)
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err + printed.out, variant
@@ -81,7 +81,7 @@ def test_parameters_that_are_nan_teach_and_predict_nothing(workdir, trained):
     shutil.rmtree(directory / "selected" / str(step))
     broken = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), variables)
     results.checkpoints_of(teacher, workdir, "selected", keep=1).save(step, broken)
-    files.write_manifest(directory, teacher.owner)
+    manifests.write_manifest(directory, teacher.owner)
     sentence = r"selected holds \d+ NaN or infinite values in params/.*; delete it and run the stage again"
     with pytest.raises(Refused, match=sentence):
         kdjax.load(directory)

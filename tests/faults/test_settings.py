@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from kdjax import checkpoints, console, files, provenance, results, runs
+from kdjax import checkpoints, console, manifests, provenance, results, runs
 from kdjax.errors import Refused
 from kdjax.settings import Settings
 from kdjax.stages import Stage
@@ -158,7 +158,7 @@ def test_a_checkpoint_with_a_log_that_makes_no_sense_begins_the_stage_anew(tmp_p
     for path in (stage.directory(workdir) / "checkpoints").iterdir():
         described = json.loads((path / "checkpoint.json").read_text())
         (path / "checkpoint.json").write_text(json.dumps({**described, "extra": extra}))
-        files.write_manifest(path, {**stage.owner, "part": "checkpoints", "step": int(path.name)})
+        manifests.write_manifest(path, {**stage.owner, "part": "checkpoints", "step": int(path.name)})
     listener = Listener()
     settings = Settings(workdir=str(workdir), checkpoint_epochs=1, devices=1)
     if extra is None:
@@ -179,7 +179,7 @@ def test_a_finished_stage_with_arrays_of_another_kind_is_one_sentence(tmp_path, 
         ({"label": np.zeros(3, int)}, "does not hold logits and labels"),
     ):
         np.savez(path, **arrays)
-        files.write_manifest(stage.directory(workdir), stage.owner)
+        manifests.write_manifest(stage.directory(workdir), stage.owner)
         result = runs.run_all([stage], Settings(workdir=str(workdir), devices=1)).results[stage.id]
         with pytest.raises(checkpoints.Damaged, match=sentence):
             result.logits("test")

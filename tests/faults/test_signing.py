@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from experiments import command, distill
 from experiments.common import call
-from kdjax import files, runs, signing
+from kdjax import files, manifests, runs, signing
 from kdjax.cli import main
 from kdjax.errors import Refused
 from kdjax.settings import Settings
@@ -51,19 +51,19 @@ def run(trained, tmp_path):
 def test_a_signed_run_verifies_and_stays_a_finished_one(run, tmp_path, capsys, private):
     key = write_pair(tmp_path, "key", private=private)
     assert main(["sign", str(run.parent), "--key", str(key)]) == 0
-    assert len((run / files.SIGNATURE).read_bytes()) == 64 and files.verify_manifest(run) == []
+    assert len((run / manifests.SIGNATURE).read_bytes()) == 64 and manifests.verify_manifest(run) == []
     assert main(["show", str(run), "--verify-with", f"{key}.pub"]) == 0
     said = capsys.readouterr().out
     assert f"signed by {key}.pub (SHA256:" in said and "finished; every file verified" in said
-    before = os.stat(run / files.SIGNATURE).st_mtime_ns
+    before = os.stat(run / manifests.SIGNATURE).st_mtime_ns
     signing.Key(key).sign(run)
-    assert os.stat(run / files.SIGNATURE).st_mtime_ns == before, "the same signature is not written again"
+    assert os.stat(run / manifests.SIGNATURE).st_mtime_ns == before, "the same signature is not written again"
 
 
 def test_any_tool_for_ed25519_checks_the_signature(run, tmp_path):
     key = ed25519.Ed25519PrivateKey.generate()
     signing.Key(write_pair(tmp_path, "key", key)).sign(run)
-    key.public_key().verify((run / files.SIGNATURE).read_bytes(), (run / files.MANIFEST).read_bytes())
+    key.public_key().verify((run / manifests.SIGNATURE).read_bytes(), (run / manifests.MANIFEST).read_bytes())
 
 
 def flip(path):
@@ -75,10 +75,10 @@ def flip(path):
 def forge(run):
     """A number that is better, under a manifest made anew: no checksum is wrong."""
     (run / "result.json").write_text((run / "result.json").read_text().replace("0.", "0.9", 1))
-    signature = (run / files.SIGNATURE).read_bytes()
-    files.write_manifest(run, files.read_json(run / files.MANIFEST)["owner"])
-    assert files.verify_manifest(run) == []
-    (run / files.SIGNATURE).write_bytes(signature)
+    signature = (run / manifests.SIGNATURE).read_bytes()
+    manifests.write_manifest(run, files.read_json(run / manifests.MANIFEST)["owner"])
+    assert manifests.verify_manifest(run) == []
+    (run / manifests.SIGNATURE).write_bytes(signature)
 
 
 TAMPERING = {
@@ -87,11 +87,11 @@ TAMPERING = {
         "is not the signature of",
     ),
     "a forged result": (forge, "is not the signature of"),
-    "a flipped signature": (lambda run: flip(run / files.SIGNATURE), "is not the signature of"),
-    "a cut signature": (lambda run: (run / files.SIGNATURE).write_bytes(b"x"), "is not the signature of"),
-    "an empty signature": (lambda run: (run / files.SIGNATURE).write_bytes(b""), "is not the signature of"),
-    "no signature": (lambda run: (run / files.SIGNATURE).unlink(), "is not signed: there is no manifest.json.sig"),
-    "no manifest": (lambda run: (run / files.MANIFEST).unlink(), "is not signed: there is no manifest.json"),
+    "a flipped signature": (lambda run: flip(run / manifests.SIGNATURE), "is not the signature of"),
+    "a cut signature": (lambda run: (run / manifests.SIGNATURE).write_bytes(b"x"), "is not the signature of"),
+    "an empty signature": (lambda run: (run / manifests.SIGNATURE).write_bytes(b""), "is not the signature of"),
+    "no signature": (lambda run: (run / manifests.SIGNATURE).unlink(), "is not signed: there is no manifest.json.sig"),
+    "no manifest": (lambda run: (run / manifests.MANIFEST).unlink(), "is not signed: there is no manifest.json"),
     "a flipped byte": (lambda run: flip(run / "result.json"), r"is not what was signed: result.json does not have its"),
     "a file more": (lambda run: (run / "more").write_text(""), "is not what was signed: more is not in the manifest"),
 }
@@ -111,7 +111,7 @@ def test_what_was_not_signed_is_refused_in_one_sentence(run, tmp_path, capsys, c
 
 def test_a_signature_that_is_a_pipe_is_one_sentence(run, tmp_path, capsys):
     key = write_pair(tmp_path, "key")
-    os.mkfifo(run / files.SIGNATURE)
+    os.mkfifo(run / manifests.SIGNATURE)
     assert main(["show", str(run), "--verify-with", f"{key}.pub"]) == 74
     assert "is not a plain file" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_an_unfinished_run_is_not_signed(run, tmp_path):
     flip(run / "result.json")
     with pytest.raises(Refused, match=r"is not signed: it is not a finished run, or damaged \(result.json"):
         signing.Key(write_pair(tmp_path, "key")).sign(run)
-    assert not (run / files.SIGNATURE).exists()
+    assert not (run / manifests.SIGNATURE).exists()
 
 
 def test_a_stage_that_is_computed_again_is_no_longer_signed(trained, tmp_path):
@@ -162,7 +162,7 @@ def test_a_stage_that_is_computed_again_is_no_longer_signed(trained, tmp_path):
     again = dataclasses.replace(settings)
     assert runs.run_all([stage], again).results[stage.id].reused, "a signature is no foreign file"
     (directory / "result.json").unlink()
-    assert not runs.run_all([stage], again).results[stage.id].reused and not (directory / files.SIGNATURE).exists()
+    assert not runs.run_all([stage], again).results[stage.id].reused and not (directory / manifests.SIGNATURE).exists()
 
 
 def test_without_the_library(monkeypatch, tmp_path):
