@@ -338,7 +338,7 @@ def test_reading_a_message_is_recognized(code, reads):
 def undefined(code: str) -> set[str]:
     """Names that are used somewhere in a module and bound nowhere in it, nor by Python."""
     pending, used = [symtable.symtable(code, "code", "exec")], set()
-    bound = {*dir(builtins), "__file__", "__name__", "__doc__"}
+    bound = {*dir(builtins), "__file__", "__name__", "__doc__", "__class__"}
     while pending:
         table = pending.pop()
         if table.get_type() in ("module", "function", "class"):  # in annotations the letters of shapes are names too
