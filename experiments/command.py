@@ -27,14 +27,15 @@ from configs.base import choose, choose_data, roles
 from experiments import loading
 from kdjax import starts, worker_count
 from kdjax.data.text import READERS
-from kdjax.errors import Refused, nearest
+from kdjax.errors import Refused, nearest, one_of
 from kdjax.launch import PATIENCE
 from kdjax.recipes import Recipe
 from kdjax.settings import Settings
 from kdjax.source_code import REGISTERED
 
-PLACES = ("workdir", "writer", "distributed", "distributed_timeout", "sign_with", "workers")
+PLACES = ("workdir", "writer", "distributed", "distributed_timeout", "sign_with", "workers", "executor")
 """Flags that say where to and with whom; they are no part of a command's text."""
+LOCAL, RAY = "local", "ray"
 METHODS = ("recipe.teacher.method", "recipe.student.method", "recipe.student.distill.method")
 
 
@@ -50,6 +51,7 @@ class Command:
       distributed: how to join several processes, or None.
       distributed_timeout: seconds to wait for a process that has not come or is not heard from.
       workers: how many local processes share the stages: "auto" or a number.
+      executor: "local" or "ray": who computes the stages.
       imports: the modules of --import.
       sign_with: a private key that signs every finished stage, or None.
       mixed_settings: put numbers that were computed under different settings into one table.
@@ -66,6 +68,7 @@ class Command:
     mixed_settings: bool = False
     sign_with: str | None = None
     workers: str = worker_count.AUTO
+    executor: str = LOCAL
     imports: Sequence[str] = ()
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: str = ""
@@ -102,6 +105,12 @@ def defined() -> flags.FlagValues:
         "workers",
         worker_count.AUTO,
         "Local processes that share the stages, from 1 to the processors; auto: as many as pay, 1 on an accelerator.",
+        values,
+    )
+    flags.DEFINE_string(
+        "executor",
+        LOCAL,
+        "local, or ray: stages are tasks of a Ray cluster (RAY_ADDRESS, or this machine's), in one shared --workdir.",
         values,
     )
     flags.DEFINE_float(
@@ -158,7 +167,11 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         raise Refused(f"{left[1]!r} is no flag; flags look like --config.recipe.student.epochs=5.")
     if values["probe"].value and not values["plan"].value:
         raise Refused("--probe times steps for a plan; type --plan --probe.")
+    executor = one_of("--executor", str(values["executor"].value), (LOCAL, RAY))
     elsewhere = "--distributed" if values["distributed"].value else ""
+    if executor == RAY and elsewhere:
+        raise Refused("--executor=ray and --distributed both say which processes compute; leave one of them out.")
+    elsewhere = "--executor=ray" if executor == RAY else elsewhere
     workers = worker_count.check(str(values["workers"].value), elsewhere=elsewhere)
     if workers == worker_count.AUTO and len(REGISTERED) > registered:
         workers = "1"  # what the configuration's own file registers no worker knows
@@ -177,6 +190,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         mixed_settings=bool(values["mixed_settings"].value),
         sign_with=values["sign_with"].value,
         workers=workers,
+        executor=executor,
         imports=modules,
         fields={**named, **typed},
         text=" ".join([program(), *map(_quoted, without(argv[1:], *PLACES))]),

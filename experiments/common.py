@@ -26,6 +26,7 @@ from kdjax import (
     metrics,
     planning,
     provenance,
+    ray_cluster,
     results,
     runs,
     settings,
@@ -184,7 +185,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
                 print(f"{count} local workers would share them. {why}".strip())
         return None
     key = signing.Key(given.sign_with, "--sign-with") if given.sign_with else None
-    if not given.mixed_settings:
+    if not given.mixed_settings and given.executor == command.LOCAL:  # what the nodes of a cluster have is seen after
         refuse_mixed(targets, Path(run.workdir))
     reporter = console.reporter() if is_primary() else console.Silent()
     try:
@@ -202,7 +203,9 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
 
 
 def computed(given: Command, targets: Sequence[Stage], run: settings.Settings, reporter: Reporter) -> runs.Outcome:
-    """The outcome of the stages, by this process or by as many workers as are asked for, or pay."""
+    """The outcome of the stages: by a Ray cluster, by this process, or by as many workers as are asked for or pay."""
+    if given.executor == command.RAY:
+        return ray_cluster.run_all(targets, run, reporter, given.imports)
     count, why = sharing(given, run, lambda: planning.plan(targets, Path(run.workdir)))
     if why:
         reporter.message(why)
@@ -213,7 +216,9 @@ def computed(given: Command, targets: Sequence[Stage], run: settings.Settings, r
 
 def sharing(given: Command, run: settings.Settings, plan: Callable[[], Sequence[planning.Planned]]) -> tuple[int, str]:
     """(local workers, why they are fewer than there is work for, or ""); a plan is made where several are possible."""
-    return worker_count.choose(given.workers, plan()) if worker_count.possible(given.workers, run) else (1, "")
+    if given.executor == command.RAY or not worker_count.possible(given.workers, run):
+        return 1, ""
+    return worker_count.choose(given.workers, plan())
 
 
 def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:

@@ -126,17 +126,20 @@ def main() -> None:
     threading.Thread(target=_listen, args=(failures,), daemon=True).start()
     try:
         run(given, teller, failures)
-    except jax.errors.JaxRuntimeError as error:
-        teller.tell("raised", kind="MemoryError", text=(str(error).splitlines() or [""])[0])
-        code = EXIT_INTERNAL
     except Exception as error:
-        kind = next((name for name, known in _RAISED.items() if isinstance(error, known)), "")
-        if not kind:
+        if not (kind := kind_of_error(error)):
             traceback.print_exc()
         teller.tell("raised", kind=kind, text=str(error))
         code = EXIT_INTERNAL
     sys.stderr.flush()
     os._exit(code)
+
+
+def kind_of_error(error: BaseException) -> str:
+    """What another process raises in its place, by name; "" for what nobody foresaw."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "MemoryError"
+    return next((name for name, known in _RAISED.items() if isinstance(error, known)), "")
 
 
 def raised(kind: str, text: str) -> BaseException:

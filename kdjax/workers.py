@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,27 @@ def run_all(
       Refused, Interrupted, OSError, MemoryError: as one process, whichever worker met it; the others save and stop.
         Interrupted also where every worker was killed.
     """
+
+    def compute(queue: Sequence[Stage], missing: Sequence[Stage], asked: signals.Asked) -> dict[str, str]:
+        crew = _Crew(reporter, asked, min(workers, len(missing)))
+        crew.run({"settings": dataclasses.asdict(settings), "imports": [*imports]}, queue)
+        return crew.failures
+
+    return by_others(targets, settings, reporter, compute)
+
+
+def by_others(
+    targets: Iterable[Stage],
+    settings: Settings,
+    reporter: console.Reporter,
+    compute: Callable[[Sequence[Stage], Sequence[Stage], signals.Asked], dict[str, str]],
+) -> Outcome:
+    """The outcome of stages that other processes compute: this one refuses early, and reads the results.
+
+    Args:
+      compute: called with all stages, parents first, those of them that are missing, and the signals, which are only
+        noted; returns the failures once every missing stage has a result or is among them.
+    """
     settings.check()
     with signals.watched() as asked:
         queue = stages.order(targets)
@@ -61,8 +82,7 @@ def run_all(
         missing = [stage for stage in queue if stage.id not in outcome.results]
         if missing:
             with asked.later():
-                crew = _Crew(reporter, asked, outcome.failures, min(workers, len(missing)))
-                crew.run({"settings": dataclasses.asdict(settings), "imports": [*imports]}, queue)
+                outcome.failures.update(compute(queue, missing, asked))
         for stage in missing:
             if stage.id not in outcome.failures:
                 outcome.results[stage.id] = results.read(stage, workdir, reused=False)
@@ -102,10 +122,14 @@ class _Worker:
 
 
 class _Crew:
-    """All workers of a command."""
+    """All workers of a command.
 
-    def __init__(self, reporter: console.Reporter, asked: signals.Asked, failures: dict[str, str], count: int):
-        self.reporter, self.asked, self.failures = reporter, asked, failures
+    Attributes:
+      failures: a sentence by stage id, of those that diverged or whose teacher did.
+    """
+
+    def __init__(self, reporter: console.Reporter, asked: signals.Asked, count: int):
+        self.reporter, self.asked, self.failures = reporter, asked, dict[str, str]()
         self.error: BaseException | None = None
         self.stopping = self.told = False
         self.workers = [_Worker(n, console.beside(reporter) if n else reporter) for n in range(count)]

@@ -65,6 +65,7 @@ FLOORS = {
     "register": 5,
     "runs": 5,
     "stage_text": 5,
+    "ray_cluster": 5,
     "worker": 5,
     "worker_count": 5,
     "workers": 5,

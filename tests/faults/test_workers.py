@@ -126,6 +126,9 @@ def test_stages_travel_as_plain_values(npz, tmp_path):
         (["--workers="], "--workers is ''; expected auto"),
         (["--workers=-1"], "--workers is '-1'; expected auto"),
         (["--workers=2", "--distributed=auto"], "--workers=2 and --distributed both say which processes compute"),
+        (["--workers=2", "--executor=ray"], "--workers=2 and --executor=ray both say which processes compute"),
+        (["--executor=ray", "--distributed=auto"], "--executor=ray and --distributed both say which processes compute"),
+        (["--executor=dask"], "--executor is 'dask', which does not exist; known: local, ray."),
     ],
 )
 def test_a_number_of_workers_that_cannot_be(monkeypatch, words, sentence):
