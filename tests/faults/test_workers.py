@@ -94,7 +94,7 @@ def test_what_a_worker_refuses_is_refused_and_all_lost_is_an_interruption(npz, t
     directory.mkdir(parents=True)
     (directory / "owner.json").write_text('{"stage": "another"}')
     with pytest.raises(Refused, match="is written for stage another, and here is stage"):
-        workers.run_all(table(npz), how, console.Silent(), 2)
+        workers.run_all(table(npz), how, console.Silent(), 1)
     listener = Listener(lambda: os.kill(holders(tmp_path / "lost")[0], signal.SIGKILL))
     lone = [Stage(tiny.recipe(npz, epochs=30, select="last"))]
     with pytest.raises(Interrupted, match="worker 1 of 1 was ended by SIGKILL .* and no other is left; what is saved"):
