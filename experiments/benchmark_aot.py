@@ -149,7 +149,7 @@ def _train(chosen: Work, target: Target, mesh: Mesh, s: Settings) -> dict[str, A
     task = _task(chosen, mesh)
     calls = s.steps_per_call or usual_steps_per_call(task.steps_per_epoch, target.platform)
     feed, elements = _feed(task.dataset.train, (calls, task.batch_size), mesh)
-    inputs = (tasks.abstract(task, mesh), feed, elements, () if task.teacher is None else task.teacher.variables)
+    inputs = (tasks.abstract(task, mesh), feed, elements, tasks.teacher_variables(task))
     flops = 3 * _forward(task.parts, task.dataset)
     if chosen.teacher is not None and _live(chosen):
         flops += _forward(parts(chosen.teacher, chosen.dataset), chosen.dataset)

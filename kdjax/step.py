@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -218,7 +219,9 @@ def train_step(
         (total, (logs, memory, stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, opt = optimizer.update(grads, state.opt, trained)
         params, objective_params = optax.apply_updates(trained, updates)
-        logs = {"loss": total, "grad_norm": optax.tree.norm(grads), **logs, **right}
+        # Of one vector: summed leaf by leaf, the norm would be a kernel for every parameter.
+        norm = jnp.linalg.norm(ravel_pytree(grads)[0])
+        logs = {"loss": total, "grad_norm": norm, **logs, **right}
         logs = {name: jnp.asarray(value, jnp.float32) for name, value in logs.items()}
         return State(state.step + 1, params, stats, opt, memory, objective_params), logs
 
@@ -232,7 +235,15 @@ def train_step(
         if steps_per_call == 1:
             state, logs = one(state, feed, jax.tree.map(lambda x: x[0], elements), teacher_variables, seed)
             return state, jax.tree.map(lambda x: x[None], logs)
-        return jax.lax.scan(lambda s, e: one(s, feed, e, teacher_variables, seed), state, elements)
+        names: list[str] = []
+
+        def packed(state, element):
+            state, logs = one(state, feed, element, teacher_variables, seed)
+            names[:] = logs
+            return state, jnp.stack([*logs.values()])  # one array to write in each step, not one a name
+
+        state, rows = jax.lax.scan(packed, state, elements)
+        return state, dict(zip(names, rows.T, strict=True))
 
     everywhere = replicated(mesh)
     return Program(

@@ -133,6 +133,21 @@ def init_program(task: Task, mesh: Mesh) -> step.Program:
     )
 
 
+def teacher_variables(task: Task) -> PyTree:
+    """The variables of the task's teacher as its step takes them, `()` without one: arrays, or shapes of them."""
+    if task.teacher is None:
+        return ()
+    batch = jax.eval_shape(lambda b: b._replace(inputs=task.parts.prepare(b.inputs)), example_batch(task.dataset.train))
+
+    def cast(leaf, dtype):
+        if leaf.dtype == dtype:
+            return leaf
+        shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return leaf.update(dtype=dtype) if shape else np.asarray(leaf).astype(dtype)
+
+    return jax.tree.map(cast, task.teacher.variables, teachers.dtypes_used(task.teacher, batch))
+
+
 def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> step.Program:
     """The training step of a task on a mesh, see `kdjax.step.train_step`."""
     p = task.parts

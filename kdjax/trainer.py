@@ -17,7 +17,7 @@ from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, example, init_program, task, train_program
+from kdjax.tasks import Task, abstract, example, init_program, task, teacher_variables, train_program
 from kdjax.types import Batch, Dataset, PyTree, Split
 
 
@@ -87,8 +87,7 @@ class Trainer:
         self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
         self._stream: tuple[int, Iterator[Batch]] | None = None
         self._calibration: Feed = None
-        variables = () if task.teacher is None else task.teacher.variables
-        self.teacher_variables = layout.place(variables, layout.replicated(self.mesh))
+        self.teacher_variables = layout.place(teacher_variables(task), layout.replicated(self.mesh))
 
     def init(self) -> State:
         """The state at step 0."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import teachers
+from kdjax import models, teachers
 from kdjax.errors import Refused
 from kdjax.targets import wclip
 from kdjax.types import Batch, Model, Output
@@ -149,3 +149,19 @@ def test_rows_of_another_number_are_refused_before_training():
     with pytest.raises(Refused, match="expected one row for each example of the source"):
         teachers.remembered(np.zeros((5, 3), np.float32), of=dataset)
     task(recipe, dataset, teachers.remembered(np.zeros((n, 3), np.float32)))
+
+
+def test_what_is_only_ever_cast_is_cast_beforehand_and_the_outputs_stay_the_same():
+    """What a bfloat16 network multiplies with; not its float32 head, and not what BatchNorm computes with."""
+    network = models.build("conv_tiny", num_classes=3, dtype=jnp.bfloat16)
+    images = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32)
+    frozen = teachers.scaled(teachers.frozen(network, jax.jit(network.init)(jax.random.key(0), images)), 2.0)
+    dtypes = teachers.dtypes_used(frozen, Batch(images))
+    cast = jax.tree.map(lambda x, dtype: np.asarray(x).astype(dtype), frozen.variables, dtypes)
+    params = cast["teacher"]["params"]
+    assert {x.dtype for x in jax.tree.leaves((params["stage1"], params["hidden"]))} == {jnp.dtype(jnp.bfloat16)}
+    others = (params["head"], params["stage1_norm"], cast["teacher"]["batch_stats"], cast["T"])
+    assert {x.dtype for x in jax.tree.leaves(others)} == {jnp.dtype(jnp.float32)}
+    apply = jax.jit(frozen.apply)
+    logits = apply(frozen.variables, Batch(images)).logits
+    np.testing.assert_array_equal(apply(cast, Batch(images)).logits, logits)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -28,6 +30,10 @@ class BatchNorm(nn.Module):
     Parameters `scale`, `bias` and statistics `mean`, `var` are float32 [C]; so is the arithmetic, whatever the dtype
     of `x`, which the result keeps.
 
+    Attributes:
+      group: examples a group.
+      relu: return max(y, 0) instead of y.
+
     Raises:
       Refused: in training, if the group does not divide the batch.
 
@@ -35,6 +41,7 @@ class BatchNorm(nn.Module):
     """
 
     group: int = 0
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *positions C"], train: bool) -> Float[Array, "B *positions C"]:
@@ -44,8 +51,9 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
-            return _affine(x, mean.value, jax.lax.rsqrt(var.value + EPSILON), scale, bias)
-        y, group_mean, group_var = normalize(_grouped(x, self.group), scale, bias)
+            y = _affine(x, mean.value, jax.lax.rsqrt(var.value + EPSILON), scale, bias)
+            return nn.relu(y) if self.relu else y
+        y, group_mean, group_var = normalize(_grouped(x, self.group), scale, bias, self.relu)
         if not self.is_initializing():
             mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * group_mean.mean(0)
             var.value = MOMENTUM * var.value + (1 - MOMENTUM) * group_var.mean(0)
@@ -64,19 +72,21 @@ def _grouped(x: Float[Array, "B *positions C"], group: int) -> Float[Array, "G n
     return x.reshape(rows // group, group, *x.shape[1:])
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalize(
-    x: Float[Array, "G n *positions C"], scale: Float[Array, "C"], bias: Float[Array, "C"]
+    x: Float[Array, "G n *positions C"], scale: Float[Array, "C"], bias: Float[Array, "C"], relu: bool = False
 ) -> tuple[Float[Array, "G n *positions C"], Float[Array, "G C"], Float[Array, "G C"]]:
     """The normalized groups, their means and their biased variances; the gradient is that of the first alone.
+
+    With `relu` the first is max(y, 0): compiled as one function with its gradient, it is not written to memory twice.
 
     One pass over `x` sums d and d², d = x - r, where r is one position of the group: the variance Σd²/N - (Σd/N)² then
     loses digits only where r lies many standard deviations from the mean, not where the mean is far from 0.
     """
-    return _forward(x, scale, bias)[0]
+    return _forward(x, scale, bias, relu)[0]
 
 
-def _forward(x, scale, bias):
+def _forward(x, scale, bias, relu):
     axes = tuple(range(1, x.ndim - 1))
     count = x[0, ..., 0].size
     exact = x.astype(jnp.float32)
@@ -87,17 +97,23 @@ def _forward(x, scale, bias):
     var = jnp.maximum(squares / count - shift * shift, 0)
     inverse = jax.lax.rsqrt(var + EPSILON)
     y = (deviation - _spread(shift, x)) * _spread(inverse * scale, x) + bias
+    y = (nn.relu(y) if relu else y).astype(x.dtype)
     mean = reference + shift
-    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
+    return (y, mean, var), (x, mean, inverse, scale, bias, y)
 
 
-def _backward(saved, cotangents):
+def _backward(relu, saved, cotangents):
     """With x̂ the normalized x and means over the group: dx = scale / σ · (dy - mean(dy) - x̂ mean(dy x̂))."""
-    x, mean, inverse, scale = saved
+    x, mean, inverse, scale, bias, y = saved
     axes = tuple(range(1, x.ndim - 1))
     count = x[0, ..., 0].size
     dy = cotangents[0].astype(jnp.float32)
     standard = (x.astype(jnp.float32) - _spread(mean, x)) * _spread(inverse, x)
+    if relu:
+        # Accelerators compute y again from what they read anyway; on CPU reading y is several times faster.
+        again = standard * scale + bias
+        active = jax.lax.platform_dependent(y, again, cpu=lambda y, again: y > 0, default=lambda y, again: again > 0)
+        dy = jnp.where(active, dy, 0)
     total, product = _sums(dy, dy * standard, axes)
     dx = _spread(inverse * scale, x) * (dy - _spread(total / count, x) - standard * _spread(product / count, x))
     return dx.astype(x.dtype), product.sum(0), total.sum(0)

@@ -24,8 +24,8 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm, train: bool) -> Float[Array, "B H W out"]:
-        y = conv(nn.relu(norm(x, "norm1")), 4 * self.growth, 1, "conv1")
-        y = conv(nn.relu(norm(y, "norm2")), self.growth, 3, "conv2")
+        y = conv(norm(x, "norm1", relu=True), 4 * self.growth, 1, "conv1")
+        y = conv(norm(y, "norm2", relu=True), self.growth, 3, "conv2")
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return jnp.concatenate([x, y], axis=-1)
 
@@ -63,13 +63,13 @@ class DenseNet(nn.Module):
         x = conv(to_images(inputs, self), 2 * self.growth, 3, "stem")
         for stage, blocks in enumerate(self.blocks, start=1):
             if stage > 1:
-                x = nn.relu(batch_norm(x, f"transition{stage - 1}_norm"))
+                x = batch_norm(x, f"transition{stage - 1}_norm", relu=True)
                 x = conv(x, x.shape[-1] // 2, 1, f"transition{stage - 1}")
                 x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
             for block in range(1, blocks + 1):
                 x = DenseBlock(self.growth, self.dropout, name=f"stage{stage}_block{block}")(x, batch_norm, train)
             features[f"stage{stage}"] = x
-        x = pool(nn.relu(batch_norm(x, "norm")))
+        x = pool(batch_norm(x, "norm", relu=True))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head"), features)
 

@@ -14,8 +14,7 @@ Initializers, as in the authors' PyTorch code:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,12 @@ _KERNELS = {
     "small": nn.initializers.normal(0.01),
 }
 
-Norm = Callable[[Float[Array, "B H W C"], str], Float[Array, "B H W C"]]
-"""(x, name) -> normalized x: `norm` with `train` and `group` bound by the network, handed down to its blocks."""
+
+class Norm(Protocol):
+    """`norm` with `train` and `group` bound by the network, handed down to its blocks."""
+
+    def __call__(self, x: Float[Array, "B H W C"], name: str, *, relu: bool = False) -> Float[Array, "B H W C"]: ...
+
 
 NORM_GROUP: Check = integer(0)
 DROPOUT: Check = between(0, 1, open_high=True)
@@ -113,9 +116,11 @@ def conv(
     )(x)
 
 
-def norm(x: Float[Array, "... C"], name: str, *, train: bool, group: int = 0) -> Float[Array, "... C"]:
-    """BatchNorm over groups of `group` examples, 0 for the whole batch; see `batchnorm.BatchNorm`."""
-    return BatchNorm(group, name=name)(x, train)
+def norm(
+    x: Float[Array, "... C"], name: str, *, train: bool, group: int = 0, relu: bool = False
+) -> Float[Array, "... C"]:
+    """BatchNorm over groups of `group` examples, 0 for the whole batch, and ReLU; see `batchnorm.BatchNorm`."""
+    return BatchNorm(group, relu, name=name)(x, train)
 
 
 def pool(x: Float[Array, "B H W C"], size: int = 1) -> Float[Array, "B F"]:

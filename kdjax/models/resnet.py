@@ -43,8 +43,8 @@ class ResidualBlock(nn.Module):
             plan = [(self.features, 3, self.stride), (self.features, 3, 1)]
         y = x
         for i, (features, kernel, stride) in enumerate(plan, start=1):
-            y = nn.relu(y) if i > 1 else y
-            y = norm(conv(y, features, kernel, f"conv{i}", stride=stride, init=self.conv_init), f"norm{i}")
+            y = conv(y, features, kernel, f"conv{i}", stride=stride, init=self.conv_init)
+            y = norm(y, f"norm{i}", relu=i < len(plan))
         if x.shape != y.shape:
             x = conv(x, y.shape[-1], 1, "shortcut", stride=self.stride, init=self.conv_init)
             x = norm(x, "shortcut_norm")
@@ -91,7 +91,7 @@ class ResNet(nn.Module):
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
         x = conv(to_images(inputs, self), self.stem, 3, "stem", init=self.conv_init)
-        x = nn.relu(batch_norm(x, "stem_norm"))
+        x = batch_norm(x, "stem_norm", relu=True)
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True), start=1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1

@@ -40,9 +40,9 @@ class GroupedBlock(nn.Module):
         features = self.features - x.shape[-1] if self.stride == 2 else self.features
         narrow = features // 4
         y = conv(x, narrow, 1, "conv1", groups=self.first_groups, init="torch")
-        y = shuffle(nn.relu(norm(y, "norm1")), self.first_groups)
+        y = shuffle(norm(y, "norm1", relu=True), self.first_groups)
         y = conv(y, narrow, 3, "depthwise", stride=self.stride, groups=narrow, init="torch")
-        y = nn.relu(norm(y, "depthwise_norm"))
+        y = norm(y, "depthwise_norm", relu=True)
         y = norm(conv(y, features, 1, "conv2", groups=GROUPS, init="torch"), "norm2")
         if self.stride == 1:
             return nn.relu(x + y)
@@ -74,7 +74,7 @@ class ShuffleNetV1(nn.Module):
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
         x = conv(to_images(inputs, self), 24, 1, "stem", init="torch")
-        x = nn.relu(batch_norm(x, "stem_norm"))
+        x = batch_norm(x, "stem_norm", relu=True)
         for stage, (width, blocks) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
             for block in range(1, blocks + 1):
                 first_groups = 1 if stage == block == 1 else GROUPS
@@ -102,12 +102,12 @@ class SplitBlock(nn.Module):
         if self.down:
             passed = conv(x, x.shape[-1], 3, "left_depthwise", stride=2, groups=x.shape[-1], init="torch")
             passed = conv(norm(passed, "left_depthwise_norm"), half, 1, "left", init="torch")
-            passed = nn.relu(norm(passed, "left_norm"))
+            passed = norm(passed, "left_norm", relu=True)
         else:
             passed, x = jnp.split(x, 2, axis=-1)
-        y = nn.relu(norm(conv(x, half, 1, "conv1", init="torch"), "norm1"))
+        y = norm(conv(x, half, 1, "conv1", init="torch"), "norm1", relu=True)
         y = norm(conv(y, half, 3, "depthwise", stride=stride, groups=half, init="torch"), "depthwise_norm")
-        y = nn.relu(norm(conv(y, half, 1, "conv2", init="torch"), "norm2"))
+        y = norm(conv(y, half, 1, "conv2", init="torch"), "norm2", relu=True)
         return shuffle(jnp.concatenate([passed, y], axis=-1), 2)
 
 
@@ -135,12 +135,12 @@ class ShuffleNetV2(nn.Module):
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
         x = conv(to_images(inputs, self), 24, 1, "stem", init="torch")
-        x = nn.relu(batch_norm(x, "stem_norm"))
+        x = batch_norm(x, "stem_norm", relu=True)
         for stage, (width, blocks) in enumerate(((116, 4), (232, 8), (464, 4)), start=1):
             for block in range(1, blocks + 1):
                 x = SplitBlock(width, down=block == 1, name=f"stage{stage}_block{block}")(x, batch_norm)
             features[f"stage{stage}"] = x
-        x = pool(nn.relu(batch_norm(conv(x, 1024, 1, "last", init="torch"), "last_norm")))
+        x = pool(batch_norm(conv(x, 1024, 1, "last", init="torch"), "last_norm", relu=True))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head"), features)
 

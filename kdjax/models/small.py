@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         x = to_images(inputs, self)
         for stage, width in enumerate(self.widths, start=1):
             x = conv(x, width, 3, f"stage{stage}", stride=1 if stage == 1 else 2)
-            x = nn.relu(batch_norm(x, f"stage{stage}_norm"))
+            x = batch_norm(x, f"stage{stage}_norm", relu=True)
             features[f"stage{stage}"] = x
         x = nn.relu(dense(x.reshape(x.shape[0], -1), self.hidden, "hidden")).astype(jnp.float32)
         features["penultimate"] = x
@@ -110,7 +110,7 @@ class VGG(nn.Module):
                 x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for block in range(1, blocks + 1):
                 x = conv(x, width, 3, f"stage{stage}_conv{block}", bias=True)
-                x = nn.relu(batch_norm(x, f"stage{stage}_norm{block}"))
+                x = batch_norm(x, f"stage{stage}_norm{block}", relu=True)
             features[f"stage{stage}"] = x
         x = pool(x)
         features["penultimate"] = x

@@ -27,9 +27,9 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm, train: bool) -> Float[Array, "B h w features"]:
-        active = nn.relu(norm(x, "norm1"))
+        active = norm(x, "norm1", relu=True)
         y = conv(active, self.features, 3, "conv1", stride=self.stride)
-        y = nn.relu(norm(y, "norm2"))
+        y = norm(y, "norm2", relu=True)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = conv(y, self.features, 3, "conv2")
         if x.shape[-1] != self.features:
@@ -73,7 +73,7 @@ class WideResNet(nn.Module):
                 width = 16 * self.width * 2 ** (stage - 1)
                 x = WideBlock(width, stride, self.dropout, name=f"stage{stage}_block{block}")(x, batch_norm, train)
             features[f"stage{stage}"] = x
-        x = pool(nn.relu(batch_norm(x, "norm")))
+        x = pool(batch_norm(x, "norm", relu=True))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head", bias="he"), features)
 

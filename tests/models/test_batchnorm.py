@@ -71,6 +71,18 @@ def test_gradient_is_that_of_the_definition():
     )
 
 
+def test_relu_is_that_of_the_normalized_and_so_is_its_gradient():
+    scale, bias = jnp.array([0.5, 1.0, 2.0]), jnp.array([0.0, 1.0, -1.0])
+    x = jnp.asarray(data(2.0, 3.0)).reshape(2, 4, 4, 4, 3)
+
+    def value_and_gradient(f):
+        return jax.jit(jax.value_and_grad(lambda *a: jnp.square(f(*a) - 0.3).sum(), argnums=(0, 1, 2)))(x, scale, bias)
+
+    together = value_and_gradient(lambda *a: normalize(*a, True)[0])
+    apart = value_and_gradient(lambda *a: nn.relu(normalize(*a)[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together, apart)
+
+
 def test_numbers_are_those_of_flax():
     x = data(0.3, 2.0)
     flax = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from kdjax.models import MODELS, as_model, build, densenet, layers, shufflenet
 from tests.models.drawing import drawn, images, variables_of
@@ -182,5 +183,5 @@ def test_dense_block_keeps_its_input_and_adds_channels():
     assert variables["params"]["conv1"]["kernel"].shape == (1, 1, 6, 12)
 
 
-def NO_NORM(x, name):
-    return x
+def NO_NORM(x, name, *, relu=False):
+    return nn.relu(x) if relu else x
