@@ -4,6 +4,7 @@ come last, and need the folder of text sets in KDJAX_TEXT_DIR.
     python -m experiments.all --size=cpu --plan
     python -m experiments.all --size=cpu --workdir runs/cpu
 
+`--workers` and `--executor` say who computes, as in every experiment; the numbers do not depend on them.
 What is finished is reused and what was begun goes on, so the same command may be typed again after any interruption.
 The exit code is the first one that is not 0; the tables after it are still made, unless a signal asked for a stop.
 """

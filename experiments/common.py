@@ -30,6 +30,7 @@ from kdjax import (
     results,
     runs,
     settings,
+    signals,
     signing,
     stages,
     worker_count,
@@ -216,9 +217,11 @@ def computed(given: Command, targets: Sequence[Stage], run: settings.Settings, r
 
 def sharing(given: Command, run: settings.Settings, plan: Callable[[], Sequence[planning.Planned]]) -> tuple[int, str]:
     """(local workers, why they are fewer than there is work for, or ""); a plan is made where several are possible."""
-    if given.executor == command.RAY or not worker_count.possible(given.workers, run):
+    if given.executor == command.RAY:
         return 1, ""
-    return worker_count.choose(given.workers, plan())
+    with signals.watched():  # a plan traces networks, and JAX may turn an interruption into an error of its own
+        possible = worker_count.possible(given.workers, run)
+        return worker_count.choose(given.workers, plan()) if possible else (1, "")
 
 
 def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:

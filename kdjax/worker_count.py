@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def possible(typed: str, settings: Settings) -> bool:
     """Whether there may be more workers than one, before anything is planned.
 
     Raises:
-      Refused: a number other than 1 on an accelerator.
+      Refused: a number other than 1 on an accelerator, or on Windows.
     """
     device = jax.local_devices()[0].platform
     if device != "cpu" and typed not in (AUTO, "1"):
@@ -56,6 +57,10 @@ def possible(typed: str, settings: Settings) -> bool:
             f"--workers={typed} shares out the processors of this machine, and this command computes on {device}; "
             "leave it out, or set JAX_PLATFORMS=cpu."
         )
+    if sys.platform == "win32":
+        if typed not in (AUTO, "1"):
+            raise Refused(f"--workers={typed} needs Linux or macOS; leave it out.")
+        return False
     if typed == AUTO:
         one_device = layout.mesh(settings.devices).devices.size == 1
         return device == "cpu" and one_device and jax.process_count() == 1 and (provenance.cpus() or 1) > 1

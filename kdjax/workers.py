@@ -118,7 +118,16 @@ class _Worker:
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 65536)
         *lines, self._line = (self._line + data).split(b"\n")
-        return [json.loads(line) for line in lines] if data else None
+        # What Python itself prints while it starts, as a user's own start file may, is no line of ours.
+        return [json.loads(line) for line in lines if line.startswith(b'{"event"')] if data else None
+
+    def close(self) -> None:
+        """Ends it, if it has not ended, and gives its pipes back."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what it did not read
+                pipe.close()  # type: ignore[union-attr]
 
 
 class _Crew:
@@ -161,8 +170,8 @@ class _Crew:
                         self._stop()
                     self._tell_of_waiting()
         finally:
-            for one in self.running:
-                one.process.kill()
+            for one in self.workers:
+                one.close()
         if self.asked:
             raise Interrupted("every worker has saved what it computed; run the same command to go on.")
         if self.error is not None:

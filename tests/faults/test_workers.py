@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import command
+from experiments import command, common
 from kdjax import console, limits, planning, provenance, runs, stage_text, worker, worker_count, workers
 from kdjax.errors import Refused
 from kdjax.files import LOCK
@@ -141,6 +141,20 @@ def test_a_number_of_workers_that_cannot_be(monkeypatch, words, sentence):
 def test_workers_are_no_part_of_a_commands_text():
     given = command.read(["x", "--workers=1", "--config.seeds=(1,)"], default="configs/digits.py")
     assert given.workers == "1" and "workers" not in given.text and "--config.seeds=(1,)" in given.text
+
+
+def test_an_experiment_asks_for_workers_or_computes_itself(tmp_path, monkeypatch):
+    calls: list[tuple] = []
+    monkeypatch.setattr(common.workers, "run_all", lambda *words: calls.append(("workers", *words[3:])))
+    monkeypatch.setattr(common.runs, "run_all", lambda *words: calls.append(("here",)))
+    monkeypatch.setattr(common.ray_cluster, "run_all", lambda *words: calls.append(("ray",)))
+    monkeypatch.setattr(common.planning, "plan", lambda *words: [])
+    monkeypatch.setattr(worker_count, "choose", lambda typed, planned: (2, ""))
+    monkeypatch.setattr(provenance, "cpus", lambda: 2)
+    for word in ("--workers=2", "--workers=1", "--workers=auto", "--executor=ray"):
+        given = command.read(["x", word], default="configs/digits.py")
+        common.computed(given, [], Settings(), console.Silent())
+    assert calls == [("workers", 2, []), ("here",), ("here",), ("ray",)], "auto: the tests' two devices are one stage's"
 
 
 def test_as_many_workers_as_pay(npz, tmp_path, monkeypatch):
