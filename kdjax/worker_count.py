@@ -18,7 +18,7 @@ from kdjax.settings import Settings
 AUTO = "auto"
 START_SECONDS = 10.0
 """What workers must save to pay: each imports, loads the data and compiles most programs that it runs."""
-WORKER_BYTES = 600e6
+WORKER_BYTES = 800e6
 """A process with JAX, its compiled programs and a small data set."""
 # A stage and a step take no less, whatever they compute; operations a second of one processor, rather high.
 _STAGE_SECONDS, _STEP_SECONDS, _FLOPS = 1.0, 1e-3, 4e10

@@ -180,12 +180,12 @@ class _Crew:
     def _hear(self, one: _Worker, event: str, **news: Any) -> None:
         if event == "stage":
             one.waiting, self.told = "", False
-            one.reporter.stage(**news)
+            one.reporter.stage(*(news[name] for name in ("name", "position", "total", "epochs")))
             self._share_out()
         elif event == "epoch":
-            one.reporter.epoch(**news)
+            one.reporter.epoch(*(news[name] for name in ("epoch", "loss", "text")))
         elif event == "message":
-            self.reporter.message(**news)
+            self.reporter.message(news["text"])
         elif event == "waiting":
             one.waiting, one.since = news["text"], time.monotonic()
             self._share_out()

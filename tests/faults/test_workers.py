@@ -165,9 +165,9 @@ def test_as_many_workers_as_pay(npz, tmp_path, monkeypatch):
     large = [row._replace(steps=100_000) for row in planned]
     assert worker_count.choose("auto", large) == (3, "") and worker_count.choose("2", planned) == (2, "")
     assert worker_count.choose("auto", [row._replace(status="done") for row in large]) == (1, "")
-    monkeypatch.setattr(limits, "available", lambda: 13 * 10**8)
+    monkeypatch.setattr(limits, "available", lambda: 17 * 10**8)
     count, sentence = worker_count.choose("auto", large)
-    assert count == 2 and sentence == "3 workers would take about 1.8 GB, and 1.3 GB are free; 2 compute."
+    assert count == 2 and sentence == "3 workers would take about 2.4 GB, and 1.7 GB are free; 2 compute."
     assert not worker_count.possible("auto", Settings()), "one stage takes the two devices that tests force"
     assert worker_count.possible("2", Settings()) and not worker_count.possible("1", Settings())
 
