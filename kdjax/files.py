@@ -22,6 +22,8 @@ from kdjax.errors import Refused
 FORMAT = 2  # of everything on disk; a newer one is refused, an older one is read as long as a golden test pins it
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
+UNFINISHED: set[Path] = set()
+"""Temporary files of this process; whoever ends it from a signal handler removes them."""
 _LARGEST_JSON = 256 * 2**20
 
 
@@ -58,6 +60,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`."""
     temporary = Path(path).with_name("." + temporary_name(Path(path).name))
+    UNFINISHED.add(temporary)
     try:
         # Made anew: opening a file that is there would write through a link left under this name.
         temporary.unlink(missing_ok=True)
@@ -67,12 +70,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_directory(temporary.parent)
-    except BaseException as error:  # also Ctrl-C
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
         raise type(error)(error.errno, f"{error.strerror} while writing {len(data)} bytes", str(path)) from error
+    finally:
+        UNFINISHED.discard(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from kdjax import console
+from kdjax import console, files
 from kdjax.errors import Refused, literal, printable
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
@@ -54,25 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _leave(f"{error.name or 'a library'} cannot be imported here ({reason}); install it anew.", EXIT_REFUSED)
     except MemoryError:
         return _leave("there is not enough memory for this file; give fewer examples.", EXIT_REFUSED)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except Exception:  # what nobody foresaw keeps its traceback
         traceback.print_exc()
         return EXIT_INTERNAL
 
 
 def _heed_signals() -> None:
-    """SIGTERM and Ctrl-C end the command in a sentence, within a second also where threads are still computing."""
+    """SIGTERM and Ctrl-C end the command in a sentence, at once: an exception from a handler would reach callbacks of
+    libraries that abort on it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
         os.write(2, b"stopped: interrupted; a file is written whole or not at all, run the same command again.\n")
-        sys.unraisablehook = lambda ignored: None  # raised in a finalizer, it is ignored: the timer ends the command
-        end = threading.Timer(1.0, os._exit, (EXIT_INTERRUPTED,))
-        end.daemon = True
-        end.start()
-        raise KeyboardInterrupt
+        for path in (*files.UNFINISHED,):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        os._exit(EXIT_INTERRUPTED)
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)

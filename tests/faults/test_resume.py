@@ -170,7 +170,7 @@ def test_a_run_that_lost_its_lock_leaves_the_directory_to_the_other(tmp_path, np
         if len(saved) == 2:  # selected/4 and checkpoints/4
             (directory / ".lock").write_text("another's")
 
-    def wait(asked):
+    def wait(asked, seconds):
         assert saved[2:] == [] or saved[2:] == [(True, 8)], "at most the selected epoch, which the next epoch writes"
         (directory / ".lock").unlink(missing_ok=True)
 
