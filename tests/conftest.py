@@ -44,6 +44,17 @@ def pytest_configure(config):
     gc.set_threshold(200_000, 50, 100)  # tracing makes many objects and few cycles
 
 
+@pytest.fixture
+def as_users_compile():
+    """For what is decided by how a compiler rounds: golden values and ties."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_sessionfinish(session, exitstatus):
     """A selection that leaves nothing of one half of `make test` is no failure."""
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--compile") != "users":

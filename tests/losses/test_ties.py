@@ -13,6 +13,8 @@ from kdjax import losses, targets
 from kdjax.objectives.shaping import project
 from tests.processes import slow
 
+pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
+
 
 def shaped(target):
     """A target by its probabilities; their gradient is none."""

@@ -13,6 +13,8 @@ from kdjax.types import Batch, Output, Spec
 from tests.clocks import KEY, at
 from tests.parity import golden
 
+pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
+
 
 def bare(loss, **options):
     """A statistic of the batch without a label loss."""

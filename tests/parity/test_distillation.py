@@ -11,6 +11,8 @@ from kdjax.losses.mlld import mlld
 from kdjax.targets import standardize
 from tests.parity import golden
 
+pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
+
 COVERS = {
     "kd": {"kdc_vanilla", "mdistiller_kd"},
     "dkd": {"dkd", "dkd_total"},

@@ -9,6 +9,8 @@ from scipy.special import softmax
 from kdjax import metrics
 from tests.parity import golden
 
+pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
+
 
 def _probs(case):
     return case["probs"] if case.has("probs") else softmax(case["logits"], axis=1)

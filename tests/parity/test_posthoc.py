@@ -6,6 +6,8 @@ import pytest
 from kdjax import metrics, posthoc
 from tests.parity import golden
 
+pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
+
 GRIDS = {
     "kdc_grid_0.2_to_3": ("temperature_grid_kdc", {}),
     "mdca_grid_0.1_to_10": ("temperature_grid_mdca", {}),

@@ -56,6 +56,8 @@ def same(found, wanted, texts):
 TRAIN = """
 import json, sys
 from kdjax.huggingface.tokenizer import train_vocabulary
+
+pytestmark = pytest.mark.fused
 texts = json.load(sys.stdin)
 print(json.dumps(train_vocabulary(texts, int(sys.argv[1])).tokens))
 """
