@@ -132,7 +132,7 @@ def _seconds(stage: Stage, run: Settings) -> float:
         devices=run.devices,
         steps_per_call=run.steps_per_call,
         feed=run.feed,
-        workers=run.workers,
+        readers=run.readers,
     )
     call = trainer.steps_per_call
     calls = -(-PROBED // call)

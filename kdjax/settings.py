@@ -30,7 +30,7 @@ class Settings:
       eval_batch_size: examples per prediction call.
       feed: "resident" keeps the training split on the device, "streamed" reads batches when they are needed, "auto"
         streams what is not in memory.
-      workers: threads that read and decode a stream.
+      readers: threads that read and decode a stream.
       writer: "tensorboard" or "wandb": write the numbers of every epoch there too; "" for metrics.jsonl alone.
     """
 
@@ -42,7 +42,7 @@ class Settings:
     steps_per_call: int = 0
     eval_batch_size: int = 500
     feed: str = "auto"
-    workers: int = 8
+    readers: int = 8
     writer: str = ""
 
     def check(self) -> Settings:
@@ -51,7 +51,7 @@ class Settings:
         Raises:
           Refused: naming the field.
         """
-        for name in ("checkpoint_epochs", "keep", "eval_batch_size", "workers"):
+        for name in ("checkpoint_epochs", "keep", "eval_batch_size", "readers"):
             within(f"run.{name}", getattr(self, name), 1)
         for name in ("checkpoint_steps", "devices", "steps_per_call"):
             within(f"run.{name}", getattr(self, name), 0)

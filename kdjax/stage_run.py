@@ -54,7 +54,7 @@ class StageRun:
             steps_per_call=settings.steps_per_call,
             eval_batch_size=settings.eval_batch_size,
             feed=settings.feed,
-            workers=settings.workers,
+            readers=settings.readers,
         )
         self.store = results.checkpoints_of(stage, self.workdir, "checkpoints", keep=settings.keep)
         # Keep `selected` back to the oldest resumable state: whichever is resumed then has its best epoch on disk.

@@ -59,7 +59,7 @@ class Trainer:
       eval_batch_size: examples per prediction call.
       feed: "resident" keeps the training split on the device, "streamed" sends batches from the host; "auto" streams
         what is not in memory. The numbers are the same.
-      workers: threads that read and decode a stream.
+      readers: threads that read and decode a stream.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Trainer:
         steps_per_call: int = 0,
         eval_batch_size: int = 500,
         feed: str = "auto",
-        workers: int = 8,
+        readers: int = 8,
     ):
         self.task = task
         self.mesh = layout.mesh(devices)
         layout.check_batch(task.batch_size, self.mesh)
         n = self.mesh.devices.size
         self.eval_batch_size = -(-eval_batch_size // n) * n
-        self.workers = workers
+        self.readers = readers
         self.steps_per_call = steps_per_call or usual_steps_per_call(task.steps_per_epoch, jax.default_backend())
         p = task.parts
         self._step = functools.partial(train_program, task, self.mesh)
@@ -170,7 +170,7 @@ class Trainer:
                 stop_step=self.task.total_steps,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
-                workers=self.workers,
+                readers=self.readers,
             )
         else:
             stream = self._stream[1]

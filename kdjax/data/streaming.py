@@ -6,7 +6,7 @@ a stream started at step s continues the one that was stopped there, on any numb
     for batch in streamed(dataset.train, 8, seed=0, start_step=2, stop_step=4):
         print(batch.index, batch.inputs.shape)
 
-What is in memory at a time is the labels, hashes and weights of the split, and a few batches (`workers` + 1 of this
+What is in memory at a time is the labels, hashes and weights of the split, and a few batches (`readers` + 1 of this
 process's share). The inputs may be arrays or a `Lazy`; the numbers are the same.
 """
 
@@ -35,7 +35,7 @@ def streamed(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
-    workers: int = 2,
+    readers: int = 2,
 ) -> Iterator[Batch]:
     """Training batches of the steps start_step, start_step + 1, ..., stop_step - 1.
 
@@ -46,7 +46,7 @@ def streamed(
       split: of N examples.
       batch_size: B, the global batch.
       process_index, process_count: `jax.process_index()` and `jax.process_count()`.
-      workers: threads that read and decode; 0 does it in the caller. They change no number.
+      readers: threads that read and decode; 0 does it in the caller. They change no number.
 
     Yields:
       Batch(inputs, label, index, weight) of NumPy arrays with leading axis B / P; index is int32, the position in the
@@ -75,18 +75,18 @@ def streamed(
         epoch, row = divmod(start_step + position, n // batch_size)
         return _batch(split, order(epoch)[row])
 
-    return _ahead(batch, stop_step - start_step, workers)
+    return _ahead(batch, stop_step - start_step, readers)
 
 
 def prediction_batches(
-    split: Split, positions: Sequence[Int[np.ndarray, "B"]] | Int[np.ndarray, "steps B"], workers: int = 2
+    split: Split, positions: Sequence[Int[np.ndarray, "B"]] | Int[np.ndarray, "steps B"], readers: int = 2
 ) -> Iterator[Batch]:
     """The batches at these rows of positions (`eval_batches(N, B)[0]`), in order, read ahead as `streamed` does.
 
     Yields:
       Batch(inputs, label, index, weight); padding repeats an example, which the caller leaves out.
     """
-    return _ahead(lambda step: _batch(split, positions[step]), len(positions), workers)
+    return _ahead(lambda step: _batch(split, positions[step]), len(positions), readers)
 
 
 def _batch(split: Split, indices: np.ndarray) -> Batch:
@@ -98,17 +98,17 @@ def _batch(split: Split, indices: np.ndarray) -> Batch:
     )
 
 
-def _ahead(make: Callable[[int], Batch], count: int, workers: int) -> Iterator[Batch]:
+def _ahead(make: Callable[[int], Batch], count: int, readers: int) -> Iterator[Batch]:
     """make(0), ..., make(count - 1), made by grain's threads a few at a time."""
-    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 0:
-        raise Refused(f"workers is {workers!r}; expected an integer of at least 0.")
+    if isinstance(readers, bool) or not isinstance(readers, int | np.integer) or readers < 0:
+        raise Refused(f"readers is {readers!r}; expected an integer of at least 0.")
     if importlib.util.find_spec("grain") is None:
         raise Refused("streaming needs grain, which is not installed; type pip install 'kdjax[grain]'.")
     import grain
 
     if count == 0:
         return iter(())
-    read = grain.ReadOptions(num_threads=int(workers), prefetch_buffer_size=int(workers) + 1 if workers else 0)
+    read = grain.ReadOptions(num_threads=int(readers), prefetch_buffer_size=int(readers) + 1 if readers else 0)
     iterator = iter(grain.MapDataset.source(_Made(make, count)).to_iter_dataset(read))
 
     def batches() -> Iterator[Batch]:

@@ -46,7 +46,7 @@ def made(folders):
     options = {**folders, "calibration_fraction": 0.2, "class_weight": (1.0, 2.0, 1.0, 0.5)}
     resident, lazy = (data.load("folder", feed=feed, **options) for feed in ("resident", "streamed"))
     makers = (("resident", resident), ("streamed", resident), ("auto", lazy), ("resident", lazy))
-    return [trainer.Trainer(trainer.task(RECIPE, dataset), devices=1, feed=feed, workers=2) for feed, dataset in makers]
+    return [trainer.Trainer(trainer.task(RECIPE, dataset), devices=1, feed=feed, readers=2) for feed, dataset in makers]
 
 
 def end(made, state=None):

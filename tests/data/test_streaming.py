@@ -45,7 +45,7 @@ def sets(tmp_path_factory):
 
 
 def steps(data, **options):
-    return list(streamed(data.train, B, seed=SEED, **{"start_step": 0, "stop_step": STOP, "workers": 3} | options))
+    return list(streamed(data.train, B, seed=SEED, **{"start_step": 0, "stop_step": STOP, "readers": 3} | options))
 
 
 def test_the_set_on_disk_is_the_set_in_memory(sets):
@@ -74,7 +74,7 @@ def test_batches_are_those_of_the_resident_loop(sets, feed):
 def test_a_stream_starts_at_any_step(sets):
     from_zero = steps(sets[1])
     for start in range(STOP + 1):
-        rest = steps(sets[1], start_step=start, workers=start % 3)
+        rest = steps(sets[1], start_step=start, readers=start % 3)
         assert [b.index.tolist() for b in rest] == [b.index.tolist() for b in from_zero[start:]]
 
 
@@ -191,13 +191,13 @@ def test_a_lazy_source_of_ones_own():
         as_source("noise", {"train": (Noise(60), label[1:]), "test": (Noise(30), label[:30])}, 3)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_refusal_of_the_source_reaches_the_loop(workers):
+@pytest.mark.parametrize("readers", [0, 2])
+def test_a_refusal_of_the_source_reaches_the_loop(readers):
     label = np.arange(60) % 3
     source = as_source("noise", {"train": (Noise(60, fail_at=30), label), "test": (Noise(30), label[:30])}, 3)
     data = assemble(source, normalize="none")
     with pytest.raises(Refused, match="file 30 is gone"):
-        list(streamed(data.train, 9, seed=0, start_step=0, stop_step=12, workers=workers))
+        list(streamed(data.train, 9, seed=0, start_step=0, stop_step=12, readers=readers))
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_set_larger_than_its_memory_is_read_batch_by_batch(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded = data.load("folder", path=root / "set", feed="streamed", cache_dir=root / "cache")
     seen = 0
-    for batch in data.streamed(loaded.train, 8, seed=0, start_step=0, stop_step=17, workers=2):
+    for batch in data.streamed(loaded.train, 8, seed=0, start_step=0, stop_step=17, readers=2):
         seen += batch.inputs.nbytes
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert seen == 17 * 8 * 640 * 640 * 3 and grown < 100_000, (seen, grown)
@@ -238,8 +238,8 @@ def test_refusals(sets, monkeypatch):
         steps(data, process_index=2, process_count=2)
     with pytest.raises(Refused, match="steps from 3 to 2"):
         steps(data, start_step=3, stop_step=2)
-    with pytest.raises(Refused, match="workers is -1"):
-        steps(data, workers=-1)
+    with pytest.raises(Refused, match="readers is -1"):
+        steps(data, readers=-1)
     with pytest.raises(Refused, match="batch of 50 is larger than the 36"):
         streamed(data.train, 50, seed=0, start_step=0, stop_step=1)
     genuine = importlib.util.find_spec
