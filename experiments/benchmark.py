@@ -178,6 +178,10 @@ def metrics_section() -> dict[str, Any]:
 
 
 def aot_section() -> dict[str, Any]:
+    import jax
+
+    # Nothing runs on the target, and without it the start of its backend would fail, or wait.
+    jax.config.update("jax_platforms", "cpu")
     from experiments import benchmark_aot
 
     named: dict[str, Any] = {"teacher": _TEACHER.value, "student": _STUDENT.value, "precision": _PRECISION.value}

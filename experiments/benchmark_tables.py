@@ -127,7 +127,7 @@ def compiled_rows(one: dict[str, Any]) -> Rows:
     """A row for every program of a target, in the order of AOT_COLUMNS."""
     return [
         (
-            row["program"],
+            row["program"] if row["program"].startswith("train") else f"{row['program']}, {row['examples']:,} examples",
             f"{row['kernels']:,.0f}",
             f"{row['gigabytes']:.2f}",
             f"{row['gflop']:,.1f}" if row["gflop"] else "",

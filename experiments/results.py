@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app
 
-from experiments import common, stored, tables
+from experiments import benchmark_tables, common, stored, tables
 from experiments.sheets import Line, Sheet
 from kdjax import checkpoints, report
 from kdjax.errors import Refused
@@ -112,6 +112,25 @@ def benchmark(content: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def compiled(content: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark aot --json FILE` counted, as Markdown; its compile seconds are left out."""
+    lines = ["```", content["command"], "```", ""]
+    shown = [k for k, column in enumerate(benchmark_tables.AOT_COLUMNS) if column != "compile s"]
+    for one in content["aot"]["targets"]:
+        head = [benchmark_tables.AOT_COLUMNS[k] for k in shown]
+        rows = [[row[k] for k in shown] for row in benchmark_tables.compiled_rows(one)]
+        lines += [
+            f"{benchmark_tables.compiled_title(one)}:",
+            "",
+            tables.markdown_of(report.Grid(head, rows)).strip(),
+            "",
+        ]
+    e = content["hardware"]
+    versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
+    lines += [f"{benchmark_tables.COMPILED_NOTE} Compiled with {versions}; commit {e['commit'][:12]}.", ""]
+    return "\n".join(lines)
+
+
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
@@ -120,7 +139,10 @@ def render(text: str) -> str:
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
         content = checkpoints.read_json(path)
-        text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
+        if "aot" in content:
+            text = compiled(content)
+        else:
+            text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
         return match[1] + "\n" + text + match[3]
 
     return BLOCK.sub(fill, text)
