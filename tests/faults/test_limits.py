@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import plans, tables
-from kdjax import files, layout, limits, planning, runs, stages, tasks
+from kdjax import layout, limits, manifests, planning, runs, stages, tasks
 from kdjax.errors import Refused, within
 from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
@@ -137,8 +137,8 @@ def test_a_plan_computes_once_what_seeds_share(tmp_path, monkeypatch):
     for owner, name in (
         (planning, "_cost"),
         (stages, "parts"),
-        (files, "read_json"),
-        (files, "_entry"),
+        (manifests, "read_json"),
+        (manifests, "_entry"),
         (Recipe, "__post_init__"),
     ):
         monkeypatch.setattr(owner, name, counting(getattr(owner, name), name, counted))

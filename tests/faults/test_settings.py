@@ -21,14 +21,14 @@ from kdjax.stages import Stage
 from tests import tiny
 from tests.processes import ROOT, environment, slow
 
+pytestmark = pytest.mark.fused
+
 NUMBERS = """
 import sys, jax
 from kdjax import runs
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests import tiny
-
-pytestmark = pytest.mark.fused
 stage = Stage(tiny.recipe(sys.argv[1], epochs=1, transform=("pad_crop",)))
 outcome = runs.run_all([stage], Settings(workdir=sys.argv[2], devices=1))
 """

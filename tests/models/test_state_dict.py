@@ -19,6 +19,8 @@ from kdjax.settings import Settings
 from kdjax.stages import Stage
 from tests.models import published
 
+pytestmark = pytest.mark.fused
+
 K = 3
 QUICK = ("resnet8", "wrn_10_2")
 IMAGES = np.random.default_rng(0).normal(0, 1, (2, 8, 8, 3)).astype(np.float32)

@@ -10,6 +10,8 @@ from kdjax.tasks import task
 from kdjax.trainer import Trainer
 from tests.text.test_data import examples
 
+pytestmark = pytest.mark.fused
+
 OPTIONS = {
     "vocab_size": 90,
     "num_attention_heads": 2,

@@ -13,6 +13,8 @@ from kdjax.huggingface import Tokenizer, Vocabulary
 from kdjax.huggingface.tokenizer import train_vocabulary
 from tests.text import golden
 
+pytestmark = pytest.mark.fused
+
 ENTRIES = {entry["name"]: entry for entry in golden.index()["tokenizers"]}
 TEXTS = [
     "Where is my card?",
@@ -56,8 +58,6 @@ def same(found, wanted, texts):
 TRAIN = """
 import json, sys
 from kdjax.huggingface.tokenizer import train_vocabulary
-
-pytestmark = pytest.mark.fused
 texts = json.load(sys.stdin)
 print(json.dumps(train_vocabulary(texts, int(sys.argv[1])).tokens))
 """
