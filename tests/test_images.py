@@ -396,6 +396,7 @@ def test_drift_from_training_to_page(folder, arrays, monkeypatch):
     assert written(drift, folder, arrays, *fields, without=("student.model",))["rows"] == content["rows"]
 
 
+@pytest.mark.slow
 def test_generations_show_the_gap(folder, arrays, capsys):
     content = written(generations, folder, arrays, "generations=1")
     rows = {row["name"]: [seed["ece"] for seed in row["metrics"]] for row in content["rows"]}

@@ -69,6 +69,7 @@ def test_adamw_is_torch(weight_decay):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_decay_mask_on_a_real_model(name):
     """With zero gradients only the decay moves parameters."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import re
 
+import pytest
+
 from tests.faults import attack
 from tests.processes import ROOT
 
 
+@pytest.mark.slow
 def test_an_attacker_finds_nothing(monkeypatch):
     """Acts on files alone, in eight seconds (`make attack` does all); what it finds, it raises with its seed."""
     monkeypatch.setattr(attack, "disturbed", attack.flip)

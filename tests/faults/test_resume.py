@@ -17,6 +17,7 @@ from kdjax import checkpoints, claim, console, layout, planning, results, runs, 
 from kdjax.errors import Refused
 from kdjax.stages import Stage
 from tests import tiny
+from tests.processes import slow
 
 
 class Listener(console.Silent):
@@ -48,7 +49,7 @@ def large(directory: Path) -> Path:
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", ["best", *slow("last")])
 def test_a_finished_stage_with_a_damaged_selected_epoch_begins_anew_to_the_same_bits(tmp_path, npz, select):
     recipe = tiny.recipe(npz, method="adafocal", epochs=3, select=select)
     clean, _ = run(tmp_path, recipe)

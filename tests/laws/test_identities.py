@@ -153,6 +153,7 @@ def test_mdca_is_at_most_two_over_k(seed, scale, shape):
     assert float(losses.mdca(wrong, np.ones(shape[0], int))) == pytest.approx(2 / shape[1])
 
 
+@pytest.mark.slow
 def test_mixup_without_mixing_is_the_nll():
     s = door.sample(door.Draw(8, 2.0, SHAPE), dtype=np.float32)
     batch = Batch(jnp.asarray(s.features), jnp.asarray(s.label), weight=jnp.asarray(s.weight))

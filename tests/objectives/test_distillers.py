@@ -16,6 +16,7 @@ from kdjax.objectives.distillers import DISTILLERS
 from kdjax.objectives.rows import as_rows
 from kdjax.types import Batch, Output, Spec
 from tests.clocks import KEY, at
+from tests.processes import slow
 
 RNG = np.random.default_rng(2)
 B, K = 6, 4
@@ -139,7 +140,7 @@ def test_a_neighborhood_of_another_shape_is_refused():
         run(build("kd", target="project(near=((1, 0), (0, 1)))"))
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mlld", "ctkd"])
+@pytest.mark.parametrize("name", ["kd", *slow("dkd", "dist", "mlld", "ctkd")])
 def test_a_teacher_calibrated_first_is_rtc_under_any_loss(name):
     value, _, _, grad = run(build(name, T_c=1.5), progress=0.5)
     other, _, _, slope = run(build(name), data=batch(T / 1.5), progress=0.5)
