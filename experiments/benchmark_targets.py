@@ -108,7 +108,7 @@ def find(name: str) -> Target:
       Refused: an unknown name, or a compiler that is not here, with what installs it.
     """
     target = TARGETS[one_of("--target", name, TARGETS)]
-    if not _installed(target.package):
+    if not installed(target.package):
         raise Refused(
             f"--target is {name!r} and its compiler, {target.package}, is not installed; type "
             f"pip install 'kdjax[{target.extra}]'. No {'GPU' if target.platform == 'cuda' else 'TPU'} is needed."
@@ -116,7 +116,8 @@ def find(name: str) -> Target:
     return target
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether a compiler is here; it is not imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:

@@ -55,8 +55,8 @@ def finished(directory: str | Path, data: Data) -> Stage:
 
 
 def _parents(folder: Path) -> list[str]:
-    """The ids of the runs that the one in a folder, which is whole, needs beside it: its teacher, and the run that its
-    teacher is as soft as. Cross-fitted teachers follow from the recipe.
+    """The ids of the runs that must lie beside the one in a folder: its teacher, and the run whose entropy its teacher
+    is matched to. Cross-fitted teachers follow from the recipe.
 
     Raises:
       Refused: no run, an unfinished or changed one.

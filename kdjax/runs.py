@@ -46,16 +46,21 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
       Refused, Interrupted, OSError: see `run_stage`.
     """
     reporter = reporter or console.Silent()
+    check_settings(settings)
+    with signals.watched() as asked:
+        queue = stages.order(targets)
+        refuse_early(queue, settings)
+        return work(queue, settings, reporter, asked)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuses what is no `Settings`, or holds a number out of range."""
     if not isinstance(settings, Settings):
         raise Refused(
             f"run_all got a {type(settings).__name__} as settings; type kdjax.Settings(workdir='runs'), which says "
             "where the stages are written and how they are run."
         )
     settings.check()
-    with signals.watched() as asked:
-        queue = stages.order(targets)
-        refuse_early(queue, settings)
-        return work(queue, settings, reporter, asked)
 
 
 def refuse_early(queue: Sequence[Stage], settings: Settings) -> None:

@@ -99,8 +99,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _mute_closed_loops() -> None:
-    """After a failed save, writes that were still on their way report to an event loop that Orbax has closed; each
-    would print a traceback of its own, before or long after the one sentence that matters."""
+    """After a failed save, writes that had begun still report to an event loop that Orbax has closed, and each report
+    would print a traceback. The save itself raises the one error that says what happened."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -76,8 +76,8 @@ class Failures(dict[str, str]):
 
 
 def later(queue: Sequence[Stage], worker: int, workers: int) -> set[str]:
-    """Ids of the stages that a worker leaves to the others at first: each worker begins with kinds of its own, so that
-    most programs are compiled once."""
+    """Ids of the stages that a worker leaves to the others at first: workers begin with different kinds of stages, so
+    that most programs are compiled once."""
     kinds = {kind: n for n, kind in enumerate(dict.fromkeys(map(kind_of, queue)))}
     return {stage.id for stage in queue if kinds[kind_of(stage)] % workers != worker}
 

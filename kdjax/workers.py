@@ -70,7 +70,7 @@ def by_others(
       compute: called with all stages, parents first, those of them that are missing, and the signals, which are only
         noted; returns the failures once every missing stage has a result or is among them.
     """
-    settings.check()
+    runs.check_settings(settings)
     with signals.watched() as asked:
         queue = stages.order(targets)
         runs.refuse_early(queue, settings)
@@ -99,7 +99,7 @@ class _Worker:
     def __init__(self, number: int, reporter: console.Reporter):
         self.number, self.reporter, self.waiting, self.explained = number, reporter, "", False
         self.since, self._line = time.monotonic(), b""
-        # A group of its own: Ctrl-C reaches the parent, which passes it on once.
+        # In another process group: Ctrl-C reaches the parent, which passes it on once.
         self.process = subprocess.Popen(
             [sys.executable, "-c", _CODE, json.dumps(sys.path)],
             stdin=subprocess.PIPE,

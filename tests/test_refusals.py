@@ -12,7 +12,7 @@ import pytest
 
 from configs import digits
 from experiments import calibrate, common, distill, loading, quickstart
-from kdjax import data, transforms
+from kdjax import console, data, transforms, workers
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
@@ -177,6 +177,7 @@ def test_a_path_that_is_a_folder_is_refused(tmp_path):
         (lambda: Stage(Recipe(), "teacher"), "got a str as teacher"),
         (lambda: Stage(Recipe(), as_soft_as=Recipe()), "got a Recipe as as_soft_as"),
         (lambda: run_all([Stage(Recipe())], "runs"), r"got a str as settings; type kdjax.Settings\(workdir='runs'\)"),
+        (lambda: workers.run_all([Stage(Recipe())], "runs", console.Silent(), 2), "got a str as settings"),
     ],
 )
 def test_arguments_in_another_order_are_refused(call, sentence):

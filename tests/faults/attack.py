@@ -226,9 +226,9 @@ def nonsense(dice: random.Random, workdir: Path, scene: Scene) -> str:
             key = dice.choice(sorted(known))
             value = {**known, key: value} if dice.random() < 0.7 else {k: v for k, v in known.items() if k != key}
     folders = (path.parent, path.parent.parent, path.parent.parent.parent)
-    whole = [folder for folder in folders if not manifests.verify_manifest(folder)]
+    verified = [folder for folder in folders if not manifests.verify_manifest(folder)]
     replace(path, json.dumps(value).encode())
-    for folder in whole:
+    for folder in verified:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
             old = json.loads((folder / "manifest.json").read_text())
             if path.name != "manifest.json":

@@ -123,7 +123,7 @@ def test_a_symbolic_link_where_a_stages_file_should_be_is_refused(workdir, train
 
 
 def test_a_stages_folder_that_is_a_link_is_refused(workdir, trained, tmp_path):
-    """An unfinished stage writes into a folder of its own, not into what a link points at."""
+    """An unfinished stage never writes into the folder that a link points at."""
     directory = trained[1][0].directory(workdir)
     shutil.rmtree(directory)
     outside = tmp_path / "outside"

@@ -148,8 +148,8 @@ def test_dist_is_pearsons_correlation(double):
     rho = lambda a, b: np.corrcoef(a, b)[0, 1]  # noqa: E731
     inter = np.mean([1 - rho(a, b) for a, b in zip(p, q, strict=True)])
     intra = np.mean([1 - rho(a, b) for a, b in zip(p.T, q.T, strict=True)])
-    found = jax.jit(lambda z: dist(z, T_LOGITS, beta=2.0, gamma=3.0, T=2.0))(Z)
-    np.testing.assert_allclose(found, 4 * (2 * inter + 3 * intra), rtol=1e-9)
+    loss = jax.jit(lambda z: dist(z, T_LOGITS, beta=2.0, gamma=3.0, T=2.0))(Z)
+    np.testing.assert_allclose(loss, 4 * (2 * inter + 3 * intra), rtol=1e-9)
     f = jax.jit(lambda z: dist(z, T_LOGITS, T=2.0))
     np.testing.assert_allclose(jax.grad(f)(Z), numerical(f, Z), atol=1e-7)
 
