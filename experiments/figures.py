@@ -5,6 +5,8 @@ Colors are Okabe and Ito's, which most kinds of color blindness tell apart; ever
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ MARKERS = "os^Dv*Px"
 STYLE: dict[str, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
+def file_name(*parts: str) -> str:
+    """A file name of letters, digits and underscores, whatever the parts are called: "longtail_clinc150_rho_50"."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts).replace("ρ", "rho")).strip("_")
+
+
 def _save(figure: Any, path: Path, description: str) -> Path:
     """Writes `path` as PNG, with its description for those who cannot see it, and beside it as PDF."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +31,11 @@ def _save(figure: Any, path: Path, description: str) -> Path:
     figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Description": description})
     _pyplot().close(figure)
     return path.with_suffix(".png")
+
+
+def _lines(title: str, figure: Any, across: int = 1) -> str:
+    """The title in lines that fit above one of so many pictures side by side."""
+    return textwrap.fill(title, int(11 * figure.get_figwidth() / across))
 
 
 def _pyplot() -> Any:
@@ -47,7 +59,7 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], *, yla
             axes.bar(at, [v.mean() for _, v in shown], width, yerr=sd, color=COLORS[k], label=kind, capsize=2)
         axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
         axes.set(ylabel=ylabel)
-        axes.set_title(title, loc="left")
+        axes.set_title(_lines(title, figure), loc="left")
         figure.legend(loc="outside lower center", ncols=min(len(kinds), 3), frameon=False, fontsize=8)
         words = "; ".join(
             f"{group}: {', '.join(f'{kind} {np.mean(v):.2f}' for kind, v in values.items())}"
@@ -74,7 +86,7 @@ def scatter(
             for label, at in labeled.items():
                 axes.annotate(label, at, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, loc="left")
+        axes.set_title(_lines(title, figure), loc="left")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         words = "; ".join(
             f"{kind} {label} ({x:.2f}, {y:.2f})"
@@ -105,7 +117,7 @@ def curves(
             axes.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
             words.append(f"{name} {mean[0]:.2f} at first, {mean[-1]:.2f} at last")
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, loc="left")
+        axes.set_title(_lines(title, figure), loc="left")
         axes.legend(frameon=False)
         return _save(figure, path, f"{title}. {ylabel} over {xlabel}: {'; '.join(words)}.")
 
@@ -153,7 +165,7 @@ def series(
         axes.set_xticks(at, [f"{x:g}" for x in at])
         axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, loc="left")
+        axes.set_title(_lines(title, figure), loc="left")
         if len(lines) > 1:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         words = "; ".join(
@@ -214,7 +226,7 @@ def heat(
             ax.set_xticks(range(len(columns)), columns)
             ax.set_yticks(range(len(rows)), rows)
             ax.set(xlabel=xlabel, ylabel=ylabel)
-            ax.set_title(title, loc="left")
+            ax.set_title(_lines(title, figure, len(panels)), loc="left")
         words = "; ".join(
             f"{title}: {', '.join(f'{rows[i]} {columns[j]} {v[i, j]:.2f}' for i, j in np.ndindex(v.shape))}"
             for title, v in panels.items()

@@ -137,7 +137,7 @@ def drawn(config: ConfigDict, finished: tables.Finished, wheres: list[str]) -> l
                 for third in THIRDS
             }
             if any(groups.values()):
-                path = Path(config.run.workdir) / f"longtail_{where.replace(', ', '_').replace(' ', '_')}_{metric}.png"
+                path = Path(config.run.workdir) / (figures.file_name("longtail", where, metric) + ".png")
                 title = f"{where}: {head.removesuffix(' %')} by how often a class was seen"
                 made.append((title, figures.bars(path, groups, ylabel=head, title=title)))
     return made
