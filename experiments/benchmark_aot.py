@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from experiments import benchmark_hlo, benchmark_memory, benchmark_step, benchmark_targets
 from experiments.benchmark_tables import show_compiled
 from experiments.benchmark_targets import Target
-from kdjax import data, layout, outputs, stages, step, tasks, teachers
+from kdjax import data, layout, outputs, programs, stages, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.feeds import Feed, Resident
 from kdjax.parts import Parts, parts
@@ -187,7 +187,7 @@ def _task(chosen: Work, mesh: Mesh) -> tasks.Task:
     teacher, examples = None, chosen.dataset
     if chosen.teacher is not None and _live(chosen):
         pieces, raw = parts(chosen.teacher, examples), tasks.example(examples.train)
-        variables = jax.eval_shape(lambda x: pieces.model.init(step.random_key(0), pieces.prepare(x)), raw)
+        variables = jax.eval_shape(lambda x: pieces.model.init(programs.random_key(0), pieces.prepare(x)), raw)
         teacher = teachers.frozen(pieces.model, variables)
     elif chosen.teacher is not None:
         logits = (len(examples.train.label), examples.num_classes)

@@ -85,7 +85,7 @@ def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
     measure("jax.jit of x + 1 on as many leaves", bare, jax.tree.map(jnp.array, state))
     measure(
         "kdjax.step.train_step",
-        lambda s: program(s, trainer.feed, row, trainer.teacher_variables, seed)[0],
+        lambda s: program(s, trainer.feed, row, trainer.taught.at(0), seed)[0],
         jax.tree.map(jnp.array, state),
     )
     loop = trainer.steps(state)

@@ -182,6 +182,8 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         count, why = sharing(given, run, lambda: planned)
         if is_primary():
             plans.show(planned, seconds)
+            for line in planning.shared_logits(planned, Path(run.workdir)):
+                print(literal(line))
             if count > 1 or why:
                 print(f"{count} local workers would share them. {why}".strip())
         return None

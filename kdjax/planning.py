@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from kdjax import layout, outputs, step, tasks
+from kdjax import layout, outputs, step, tasks, teacher_logits
 from kdjax.parts import parts
 from kdjax.stages import Kind, Stage, abstract_teacher, check_all, dataset, kind_of, order, status, steps_of, taught_by
 from kdjax.types import Dataset
@@ -21,8 +21,8 @@ class Planned(NamedTuple):
       status: "done" (its manifest verifies), "resumable" (it has checkpoints) or "missing".
       steps: optimizer steps of the whole run; 0 for a stage that is done.
       flops: estimated floating-point operations of those steps: forward once and backward twice for the student,
-        forward once for the teacher (in one epoch alone where its logits are stored), as XLA counts the unoptimized
-        forward pass.
+        forward once for the teacher, as XLA counts the unoptimized forward pass. Of a teacher whose logits are stored,
+        those of one epoch; by epoch, those that are not there yet, for the first student of the plan that needs them.
       state_bytes: the objective's memory (gamma and edges, or per-example history), which a checkpoint also holds.
     """
 
@@ -44,29 +44,70 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
     queue, workdir = order(stages), Path(workdir)
     states = {stage.id: status(stage, workdir, contents=False) for stage in queue}
     check_all(queue, begin=lambda stage: states[stage.id] != "done")
-    rows, costs = [], dict[Kind, tuple[int, float, int]]()
+    rows, costs, counted = [], dict[Kind, tuple[int, float, float, int]](), set[str]()
     for stage in queue:
         kind = kind_of(stage)
         if kind not in costs:
             costs[kind] = _cost(stage)
-        steps, flops, memory = costs[kind]
-        done = states[stage.id] == "done"
-        rows.append(Planned(stage, states[stage.id], 0 if done else steps, 0.0 if done else flops, memory))
+        steps, flops, teacher_flops, memory = costs[kind]
+        if states[stage.id] == "done":
+            rows.append(Planned(stage, "done", 0, 0.0, memory))
+            continue
+        if teacher_flops and _by_epoch(stage):
+            key = teacher_logits.key_of(stage)
+            missing = stage.recipe.epochs - teacher_logits.epochs_kept(stage, workdir)
+            teacher_flops *= 0 if key in counted else missing / max(stage.recipe.epochs, 1)
+            counted.add(key)
+        rows.append(Planned(stage, states[stage.id], steps, flops + teacher_flops, memory))
     return rows
 
 
-def _cost(stage: Stage) -> tuple[int, float, int]:
-    """Steps, operations and bytes of the objective's memory, as `Planned` has them for a stage that is not done."""
+def shared_logits(planned: Iterable[Planned], workdir: Path) -> list[str]:
+    """What a plan says of teacher logits that are kept by epoch: who shares them, their room, and whether they pay."""
+    groups: dict[str, list[Stage]] = {}
+    for row in planned:
+        if row.status != "done" and row.stage.teacher is not None and _by_epoch(row.stage):
+            groups.setdefault(teacher_logits.key_of(row.stage), []).append(row.stage)
+    lines = []
+    for key, sharing in groups.items():
+        stage = sharing[0]
+        examples, recipe = dataset(stage.recipe.data), stage.recipe
+        dtype, shape = outputs.dtype(recipe.teacher_outputs), (len(examples.train.label), examples.num_classes)
+        room = recipe.epochs * shape[0] * shape[1] * dtype.itemsize
+        kept = teacher_logits.epochs_kept(stage, workdir)
+        there = f", {kept} of {recipe.epochs} epochs there" if kept else ""
+        assert stage.teacher is not None
+        pays = (
+            f"computed once instead of {len(sharing)} times."
+            if len(sharing) > 1 or kept
+            else "one student alone gains nothing: type teacher_outputs=live, or plan the others with it."
+        )
+        lines.append(
+            f"Teacher logits by epoch, {Path(workdir) / teacher_logits.FOLDER / key}: {len(sharing)} students of "
+            f"{stage.teacher.name!r}, seed {recipe.seed}, {room / 1e6:.3f} MB "
+            f"({recipe.epochs} epochs of {shape[0]:,} x {shape[1]} {dtype}){there}; {pays}"
+        )
+    return lines
+
+
+def _by_epoch(stage: Stage) -> bool:
+    recipe = stage.recipe
+    return recipe.distill is not None and outputs.how(recipe, dataset(recipe.data)) == outputs.BY_EPOCH
+
+
+def _cost(stage: Stage) -> tuple[int, float, float, int]:
+    """Steps, operations of student and of teacher, and bytes of the objective's memory, of a stage that is not done."""
     recipe, examples = stage.recipe, dataset(stage.recipe.data)
     pieces, steps = parts(recipe, examples), steps_of(recipe)
     seen = steps * recipe.batch_size
     flops = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples)) * seen
+    teacher_flops = 0.0
     if (teacher_recipe := taught_by(stage)) is not None:
         teacher = parts(teacher_recipe, dataset(teacher_recipe.data))
         forward = step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
-        live = outputs.how(recipe, examples) == outputs.LIVE
-        flops += forward * (seen if live else min(seen, len(examples.train.label)))
-    return steps, flops, _objective_bytes(stage)
+        every_epoch = outputs.how(recipe, examples) in (outputs.LIVE, outputs.BY_EPOCH)
+        teacher_flops = forward * (seen if every_epoch else min(seen, len(examples.train.label)))
+    return steps, flops, teacher_flops, _objective_bytes(stage)
 
 
 def _objective_bytes(stage: Stage) -> int:

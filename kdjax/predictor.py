@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import checkpoints, layout, models, prepare, step
+from kdjax import checkpoints, layout, models, prepare, programs, step
 from kdjax.data.text import encode
 from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer, Vocabulary
@@ -70,7 +70,7 @@ def load(directory: str | Path) -> Predictor:
     described = checkpoints.read_json(directory / FILE)
     try:
         model, made, raw = _built(directory, described)
-        variables = jax.eval_shape(lambda x: model.init(step.random_key(0), made(x)), raw)
+        variables = jax.eval_shape(lambda x: model.init(programs.random_key(0), made(x)), raw)
     except Refused:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

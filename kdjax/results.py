@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import checkpoints, data, metrics, outputs, posthoc, provenance, starts, step, targets, teachers
+from kdjax import (
+    checkpoints,
+    data,
+    metrics,
+    outputs,
+    posthoc,
+    provenance,
+    starts,
+    step,
+    targets,
+    teacher_logits,
+    teachers,
+)
 from kdjax.checkpoints import Damaged
 from kdjax.errors import Refused
 from kdjax.layout import mesh, place, replicated, to_host
@@ -20,6 +32,7 @@ from kdjax.parts import Parts, parts
 from kdjax.recipes import Data
 from kdjax.stages import Stage, abstract_variables, dataset, folds
 from kdjax.tasks import Start
+from kdjax.teacher_pass import narrowed
 from kdjax.trainer import predict
 from kdjax.types import PyTree, Split
 from kdjax.variables import refuse_not_finite
@@ -194,10 +207,13 @@ def teacher_of(stage: Stage, workdir: Path, devices: int = 0) -> teachers.Teache
     if how == outputs.CROSSFIT:
         taught = teachers.remembered(_cross_fitted(folds(stage), which, distill.posthoc, workdir, devices))
     elif how == outputs.STORED:
-        taught = teachers.remembered(_logits_of(teacher, which, stage.recipe.batch_size, workdir, devices))
+        logits = _logits_of(teacher, which, stage.recipe.batch_size, workdir, devices)
+        taught = teachers.remembered(narrowed(logits, outputs.dtype(stage.recipe.teacher_outputs)))
     else:
         pieces, variables = selected(teacher, workdir)
         taught = teachers.frozen(pieces.model, variables)
+        if how == outputs.BY_EPOCH:
+            taught = teacher_logits.by_epoch(stage, taught, workdir)
     if distill.posthoc and how != outputs.CROSSFIT:
         taught = teachers.calibrated(taught, *_calibrator(teacher, distill.posthoc, workdir))
     if stage.as_soft_as is not None:

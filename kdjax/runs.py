@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdjax import checkpoints, claim, console, layout, results, signals, stages, step
+from kdjax import checkpoints, claim, console, layout, programs, results, signals, stages
 from kdjax.errors import Held, Refused
 from kdjax.objectives import Objective
 from kdjax.parts import parts
@@ -144,7 +144,7 @@ class _Table:
             objective = _objective(stage)
             self._users[objective] -= 1
             if self._users[objective] <= 0:
-                step.forget_programs(objective)
+                programs.forget_programs(objective)
         return held
 
     def _run(self, stage: Stage) -> bool:

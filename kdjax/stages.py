@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, layout, limits, manifests, outputs, starts, step, tasks, teachers
+from kdjax import checkpoints, data, layout, limits, manifests, outputs, programs, starts, tasks, teacher_pass, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
@@ -238,10 +238,17 @@ def taught_by(stage: Stage) -> Recipe | None:
 def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher:
     """A teacher as its student has it, of shapes alone."""
     examples = dataset(recipe.data)
-    if outputs.how(recipe, examples) != outputs.LIVE:
-        return teachers.table_of(jax.ShapeDtypeStruct((len(examples.train.label), examples.num_classes), np.float32))
+    how = outputs.how(recipe, examples)
+    shape, dtype = (len(examples.train.label), examples.num_classes), outputs.dtype(recipe.teacher_outputs)
+    table = teachers.table_of(jax.ShapeDtypeStruct(shape, dtype))
+    if how in (outputs.STORED, outputs.CROSSFIT):
+        return table
     pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
-    return teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
+    live = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
+    if how == outputs.LIVE:
+        return live
+    teacher_pass.check(tasks.task(recipe, examples, live), live)
+    return table
 
 
 @functools.lru_cache(maxsize=256)
@@ -271,7 +278,7 @@ def abstract_variables(recipe: Recipe, mesh: Mesh | None = None) -> PyTree:
     examples = dataset(recipe.data)
     pieces = parts(recipe, examples)
     raw = tasks.example(examples.train)
-    shapes = jax.eval_shape(lambda x: pieces.model.init(step.random_key(0), pieces.prepare(x)), raw)
+    shapes = jax.eval_shape(lambda x: pieces.model.init(programs.random_key(0), pieces.prepare(x)), raw)
     everywhere = layout.replicated(mesh or layout.mesh(1))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),

@@ -7,9 +7,8 @@ global batch, because the step is one `jit` over a `data` mesh: the number of de
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from kdjax.feeds import Feed, take
 from kdjax.layout import along_batch, along_steps, place, replicated
 from kdjax.objectives.core import Objective
 from kdjax.objectives.rows import as_rows
+from kdjax.programs import Program, key_at, random_key, shared
 from kdjax.types import Batch, Clock, Model, Output, Prepare, PyTree, Spec, Transform, Variables
 
 
@@ -52,43 +52,10 @@ class State(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-class Program:
-    """A compiled function that counts its traces: one per set of shapes, and a test holds it to that.
-
-    `function` is the function itself, for a look at its shapes that counts as no trace.
-    """
-
-    def __init__(self, function: Callable, **jit: Any):
-        self.traces = 0
-        self.function = function
-
-        @functools.wraps(function)
-        def counted(*args):
-            self.traces += 1
-            return function(*args)
-
-        self.jitted = jax.jit(counted, **jit)
-
-    def __call__(self, *args: Any) -> Any:
-        with _numerics():
-            return self.jitted(*args)
-
-    def lower(self, *args: Any) -> jax.stages.Lowered:
-        """The program for arguments of those shapes and shardings; of devices, too, that this machine does not have."""
-        with _numerics():
-            return self.jitted.lower(*args)
-
-
-@contextlib.contextmanager
-def _numerics() -> Iterator[None]:
-    """Named here, so that no setting from outside changes the numbers of a run; a recipe says its precision."""
-    with jax.default_matmul_precision("default"), jax.threefry_partitionable(True):
-        yield
-
-
-def random_key(seed: Any) -> jax.Array:
-    """The key of a seed. The generator is named, so that no setting from outside changes the numbers of a run."""
-    return jax.random.key(seed, impl="threefry2x32")
+def transformed(transform: Transform, prepare: Prepare, batch: Batch, key: jax.Array) -> Batch:
+    """The batch of a step as teacher and student see it."""
+    batch = transform(jax.random.fold_in(key, 0), batch)
+    return batch._replace(inputs=prepare(batch.inputs))
 
 
 class _Shapes(Mapping[str, jax.ShapeDtypeStruct]):
@@ -107,35 +74,7 @@ class _Shapes(Mapping[str, jax.ShapeDtypeStruct]):
         return len(self._features())
 
 
-_PROGRAMS: dict[tuple, Program] = {}
-"""Compiled programs by what they were made of; equal pieces share one."""
-
-_MOST_PROGRAMS = 64
-
-
-def _shared(make: Callable[..., Program]) -> Callable[..., Program]:
-    """Remembers what `make` returned for the same arguments, and forgets the oldest beyond a number."""
-
-    @functools.wraps(make)
-    def get(**pieces: Any) -> Program:
-        key = (make.__name__, *sorted(pieces.items()))
-        program = _PROGRAMS.pop(key, None) or make(**pieces)
-        _PROGRAMS[key] = program
-        if len(_PROGRAMS) > _MOST_PROGRAMS:
-            del _PROGRAMS[next(iter(_PROGRAMS))]
-        return program
-
-    return get
-
-
-def forget_programs(objective: Objective | None = None) -> None:
-    """Drops the compiled programs of an objective, or all of them: a long table would keep hundreds in memory."""
-    for key in list(_PROGRAMS):
-        if objective is None or any(piece == ("objective", objective) for piece in key[1:]):
-            del _PROGRAMS[key]
-
-
-@_shared
+@shared
 def init_step(
     *,
     model: Model,
@@ -172,7 +111,7 @@ def init_step(
     return Program(create, out_shardings=replicated(mesh))
 
 
-@_shared
+@shared
 def train_step(
     *,
     model: Model,
@@ -199,8 +138,7 @@ def train_step(
     """
 
     def update(state: State, batch: Batch, teacher_variables, key):
-        batch = transform(jax.random.fold_in(key, 0), batch)
-        batch = batch._replace(inputs=prepare(batch.inputs))
+        batch = transformed(transform, prepare, batch, key)
         if teacher is not None:
             batch = batch._replace(teacher=jax.lax.stop_gradient(teacher(teacher_variables, batch)))
         progress = state.step.astype(jnp.float32) / (epochs * steps_per_epoch)
@@ -226,7 +164,7 @@ def train_step(
         return State(state.step + 1, params, stats, opt, memory, objective_params), logs
 
     def one(state: State, feed: Feed, element, teacher_variables, seed):
-        key = jax.random.fold_in(random_key(seed), state.step)
+        key = key_at(seed, state.step)
         batch = take(feed, element)
         batch = jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: along_batch(mesh), batch))
         return update(state, batch, teacher_variables, key)
@@ -265,7 +203,7 @@ def accuracy(rows: Batch, output: Output) -> dict[str, Float[Array, ""]]:
     return {"accuracy": jnp.sum(right * rows.weight) / jnp.where(total > 0, total, 1.0)}
 
 
-@_shared
+@shared
 def predict_step(*, model: Model, prepare: Prepare, mesh: Mesh) -> Program:
     """(variables, feed, element) -> logits [B, K] or [B, R, K], float32, in evaluation mode, the same on every
     process; feed and element as in `train_step`, without the axis of steps."""
@@ -287,7 +225,7 @@ def predict(
     return np.concatenate([np.asarray(logits) for logits in outputs])[:num_examples]
 
 
-@_shared
+@shared
 def refresh_step(*, objective: Objective, mesh: Mesh) -> Program:
     """(objective state, logits [N, K], labels [N]) -> objective state, once an epoch on the calibration split."""
     if objective.refresh is None:

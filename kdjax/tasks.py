@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import data, layout, starts, step, teachers
+from kdjax import data, layout, programs, starts, step, teachers
 from kdjax.errors import Refused
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Recipe
@@ -119,7 +119,7 @@ def task(
     return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start)
 
 
-def init_program(task: Task, mesh: Mesh) -> step.Program:
+def init_program(task: Task, mesh: Mesh) -> programs.Program:
     """(seed, one raw example, teacher variables, variables or None) -> the state at step 0."""
     p = task.parts
     return step.init_step(
@@ -148,7 +148,7 @@ def teacher_variables(task: Task) -> PyTree:
     return jax.tree.map(cast, task.teacher.variables, teachers.dtypes_used(task.teacher, batch))
 
 
-def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> step.Program:
+def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> programs.Program:
     """The training step of a task on a mesh, see `kdjax.step.train_step`."""
     p = task.parts
     return step.train_step(

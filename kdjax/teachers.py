@@ -27,18 +27,38 @@ from kdjax.types import Batch, Dataset, Model, Output, PyTree
 Apply = Callable[[PyTree, Batch], Output]
 
 
+class ByEpoch(NamedTuple):
+    """Logits that were kept of each epoch, where the inputs are changed in every one of them.
+
+    Attributes:
+      live: the teacher that computes them; on the inputs as the student sees them in that epoch.
+      read: epoch, counted from 0 -> logits [N, K], or None where they are not at hand.
+      write: (epoch, logits) keeps them.
+      dtype: of the logits that are kept.
+      variables: logits of an epoch -> the variables of the teacher in it.
+    """
+
+    live: Teacher
+    read: Callable[[int], np.ndarray | None]
+    write: Callable[[int, np.ndarray], None]
+    dtype: Any = np.float32
+    variables: Callable[[Any], PyTree] = lambda logits: logits
+
+
 class Teacher(NamedTuple):
     """What a student learns from.
 
     Attributes:
       apply: (variables, Batch) -> Output; pure, usable inside jit with `variables` as an argument.
-      variables: pytree of arrays.
+      variables: pytree of arrays; of their shapes where `by_epoch` has them.
       num_examples: N, of a teacher that knows the training examples one by one; None of any other.
+      by_epoch: where its variables are others in every epoch; None of any other.
     """
 
     apply: Apply
     variables: PyTree
     num_examples: int | None = None
+    by_epoch: ByEpoch | None = None
 
 
 def frozen(model: Model, variables: PyTree) -> Teacher:
@@ -91,8 +111,15 @@ def dtypes_used(teacher: Teacher, batch: Batch) -> PyTree:
 
 def _mapped(teacher: Teacher, name: str, own: PyTree, change: Callable[[PyTree, Array, Batch], Array]) -> Teacher:
     """A teacher whose logits are changed by a function with variables of its own; features pass through."""
-    variables = {"teacher": teacher.variables, name: own}
-    return Teacher(_changed(teacher.apply, name, change), variables, teacher.num_examples)
+
+    def variables(inner: PyTree) -> PyTree:
+        return {"teacher": inner, name: own}
+
+    epochs = teacher.by_epoch
+    if epochs is not None:
+        inner = epochs.variables
+        epochs = epochs._replace(variables=lambda logits: variables(inner(logits)))
+    return Teacher(_changed(teacher.apply, name, change), variables(teacher.variables), teacher.num_examples, epochs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -155,6 +182,10 @@ def ensemble(*teachers: Teacher) -> Teacher:
     """
     if not teachers:
         raise Refused("ensemble was given no teachers; give it at least one.")
+    if any(t.by_epoch is not None for t in teachers):
+        raise Refused(
+            "a teacher in an ensemble is remembered by epoch; expected frozen ones: remember the ensemble instead."
+        )
 
     def apply(variables, batch):
         logits = [t.apply(v, batch).logits for t, v in zip(teachers, variables, strict=True)]
@@ -201,6 +232,43 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
         table = jnp.asarray(_rows_of(np.asarray(table), of))
 
     return table_of(table)
+
+
+def remembered_by_epoch(
+    live: Teacher,
+    num_examples: int,
+    num_classes: int,
+    read: Callable[[int], np.ndarray | None],
+    write: Callable[[int, np.ndarray], None],
+    *,
+    dtype: Any = np.float32,
+) -> Teacher:
+    """The logits of a teacher on augmented inputs, computed once an epoch by whoever needs them first.
+
+        kept, n = {}, len(dataset.train.label)
+        live = frozen(model, variables)
+        teacher = remembered_by_epoch(live, n, dataset.num_classes, kept.get, kept.__setitem__)
+
+    All that is drawn in a step is a function of (seed, step), and the order of examples of (seed, epoch). So students
+    of one seed, data set, batch size and transform see the same pixels in the same steps, whatever their method, T,
+    alpha or network; what the teacher says of them is the same, and need not be computed again for each student.
+
+    Args:
+      live: the teacher, without what is composed onto it (`scaled`, `calibrated`), which the student may have its own.
+      num_examples, num_classes: N of the training split, and K.
+      read: epoch, counted from 0 -> [N, K], row n of the n-th example of the training split, or None.
+      write: keeps an epoch's logits; rows of the examples that the epoch leaves out are NaN.
+      dtype: float32, or float16 for half the room: each logit z is then rounded by at most |z| / 2048.
+
+    Raises:
+      Refused: another dtype, or a live teacher that has tables itself.
+    """
+    if np.dtype(dtype) not in (np.float32, np.float16):
+        raise Refused(f"dtype of remembered logits is {np.dtype(dtype)}; expected float32 or float16.")
+    if live.by_epoch is not None or live.num_examples is not None:
+        raise Refused("remembered_by_epoch was given a teacher that is remembered already; give it a frozen one.")
+    table = jax.ShapeDtypeStruct((num_examples, num_classes), dtype)
+    return table_of(table)._replace(by_epoch=ByEpoch(live, read, write, np.dtype(dtype)))
 
 
 def table_of(table: Any) -> Teacher:

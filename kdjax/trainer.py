@@ -11,14 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import data, layout, step
+from kdjax import data, layout, programs, step
 from kdjax.data import order
+from kdjax.elements import Elements
 from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, example, init_program, task, teacher_variables, train_program
-from kdjax.types import Batch, Dataset, PyTree, Split
+from kdjax.tasks import Task, abstract, example, init_program, task, train_program
+from kdjax.teacher_pass import Taught
+from kdjax.types import Dataset, PyTree, Split
 
 
 class Diverged(RuntimeError):
@@ -85,16 +87,16 @@ class Trainer:
         one_of("feed", feed, FEEDS)
         self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
         self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
-        self._stream: tuple[int, Iterator[Batch]] | None = None
+        self._elements = self._new_elements()
         self._calibration: Feed = None
-        self.teacher_variables = layout.place(teacher_variables(task), layout.replicated(self.mesh))
+        self.taught = Taught(task, self.mesh, self.feed, self._new_elements)
 
     def init(self) -> State:
         """The state at step 0."""
         task = self.task
         given = None if task.start is None else layout.place(task.start(), layout.replicated(self.mesh))
         return init_program(task, self.mesh)(
-            np.uint32(task.seed), example(task.dataset.train), self.teacher_variables, given
+            np.uint32(task.seed), example(task.dataset.train), self.taught.at(0), given
         )
 
     def abstract(self) -> State:
@@ -144,39 +146,14 @@ class Trainer:
         seed, per_epoch, at = np.uint32(self.task.seed), self.task.steps_per_epoch, int(state.step)
         end = (at // per_epoch + 1) * per_epoch
         stop = end if stop is None else min(stop, end)
+        variables = self.taught.at(at // per_epoch)
         while at < stop:
             # A shorter last call is one more compile and the same numbers.
             k = min(self.steps_per_call, stop - at)
             program = self._step(steps_per_call=k)
-            state, logs = program(state, self.feed, self._elements(at, k), self.teacher_variables, seed)
+            state, logs = program(state, self.feed, self._elements.at(at, k), variables, seed)
             at += k
             yield state, logs
-
-    def _elements(self, at: int, k: int) -> PyTree:
-        """What the steps at + 1 ... at + k read: positions in the resident split, or batches."""
-        if self.streamed:
-            return layout.join_processes(self._from_stream(at, k), self.mesh)
-        epoch, position = divmod(at, self.task.steps_per_epoch)
-        rows = _order(len(self.task.dataset.train.label), self.task.batch_size, self.task.seed, epoch)
-        return layout.place_elements(rows[position : position + k], self.mesh)
-
-    def _from_stream(self, at: int, k: int) -> Batch:
-        if self._stream is None or self._stream[0] != at:
-            stream = data.streamed(
-                self.task.dataset.train,
-                self.task.batch_size,
-                seed=self.task.seed,
-                start_step=at,
-                stop_step=self.task.total_steps,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                readers=self.readers,
-            )
-        else:
-            stream = self._stream[1]
-        batches = [next(stream) for _ in range(k)]
-        self._stream = (at + k, stream)
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
     def refreshed(self, state: State, *, evaluate: bool = False) -> tuple[State, np.ndarray | None]:
         """(the state after the objective's once-an-epoch update, the calibration logits that it was made from).
@@ -210,6 +187,18 @@ class Trainer:
     def _resident(self, split: Split) -> Feed:
         return resident(split, self.mesh)
 
+    def _new_elements(self) -> Elements:
+        task = self.task
+        return Elements(
+            task.dataset.train,
+            task.batch_size,
+            task.seed,
+            self.mesh,
+            streamed=self.streamed,
+            stop_step=task.total_steps,
+            readers=self.readers,
+        )
+
 
 def resident(split: Split, mesh: Mesh) -> Feed:
     """A split on the device."""
@@ -218,7 +207,7 @@ def resident(split: Split, mesh: Mesh) -> Feed:
 
 
 def predict(
-    program: step.Program, variables: PyTree, split: Split, mesh: Mesh, batch_size: int, feed: Feed = None
+    program: programs.Program, variables: PyTree, split: Split, mesh: Mesh, batch_size: int, feed: Feed = None
 ) -> np.ndarray:
     """Logits [N, K] or [N, R, K] of a split, every example once.
 
@@ -233,11 +222,6 @@ def predict(
         return step.predict(program, variables, None, data.prediction_batches(split, positions), n, mesh)
     feed = resident(split, mesh) if feed is None else feed
     return step.predict(program, variables, feed, list(positions), n, mesh)
-
-
-@functools.lru_cache(maxsize=2)
-def _order(num_examples: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    return order.epoch_order(num_examples, batch_size, seed=seed, epoch=epoch)
 
 
 def usual_steps_per_call(per_epoch: int, platform: str) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kdjax import planning, results, runs, settings, stages, step
+from kdjax import planning, programs, results, runs, settings, stages, step
 from kdjax.errors import Refused
 from kdjax.stages import Stage, generations
 from tests import tiny
@@ -137,7 +137,7 @@ def test_old_results_are_measured_again_when_the_metrics_have_changed(npz, tmp_p
 
 def test_seeds_share_a_compiled_step_that_is_dropped_after_the_last_of_them(npz, tmp_path, monkeypatch):
     """Rows of other methods between two seeds, as in a table; nothing stays when the table is done."""
-    made: list[tuple[int, step.Program]] = []
+    made: list[tuple[int, programs.Program]] = []
     original = step.train_step
 
     def train_step(**pieces):
@@ -147,10 +147,10 @@ def test_seeds_share_a_compiled_step_that_is_dropped_after_the_last_of_them(npz,
 
     monkeypatch.setattr(step, "train_step", train_step)
     rows = [tiny.recipe(npz, method=method, seed=seed, epochs=1) for seed in (0, 1) for method in ("nll", "brier")]
-    step.forget_programs()
+    programs.forget_programs()
     outcome = runs.run_all([Stage(recipe) for recipe in rows], settings.Settings(workdir=str(tmp_path), devices=1))
     assert len(outcome.results) == 4
     assert len({objective for objective, _ in made}) == 2
     # A rehearsal looks at the same program, which counts as no trace.
     assert sum(program.traces for program in {id(program): program for _, program in made}.values()) == 2
-    assert not any(key[0] in ("train_step", "init_step") for key in step._PROGRAMS)
+    assert not any(key[0] in ("train_step", "init_step") for key in programs._PROGRAMS)

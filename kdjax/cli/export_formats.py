@@ -23,7 +23,7 @@ from kdjax.cli import export_onnx
 from kdjax.errors import Refused, literal
 from kdjax.models.transformer_names import Architecture, named
 from kdjax.predictor import Predictor
-from kdjax.step import Program
+from kdjax.programs import Program
 from kdjax.types import PyTree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
