@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from experiments import benchmark_hlo, benchmark_memory, benchmark_step, benchmark_targets
 from experiments.benchmark_tables import show_compiled
 from experiments.benchmark_targets import Target
-from kdjax import data, layout, outputs, programs, stages, step, tasks, teachers
+from kdjax import data, layout, outputs, programs, shapes, stages, step, tasks, teachers
 from kdjax.errors import Refused
 from kdjax.feeds import Feed, Resident
 from kdjax.parts import Parts, parts
@@ -222,7 +222,9 @@ def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
 def _forward(pieces: Parts, dataset: Dataset) -> float:
     """Floating-point operations of one example's forward pass, as XLA counts the unoptimized program."""
     leaves, tree = jax.tree.flatten(tasks.example(dataset.train))
-    return step.forward_flops(pieces.model, pieces.prepare, (tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves)))
+    return shapes.forward_flops(
+        pieces.model, pieces.prepare, (tree, tuple((x.shape[1:], str(x.dtype)) for x in leaves))
+    )
 
 
 def _compiled(

@@ -12,7 +12,7 @@ from kdjax import limits, models, objectives, starts, transforms
 from kdjax.data.checks import check_tokens
 from kdjax.errors import Refused
 from kdjax.prepare import Tokens
-from kdjax.recipes import Recipe
+from kdjax.recipes import Optimizer, Recipe
 from kdjax.types import Dataset, Model, Prepare, Transform
 
 
@@ -80,7 +80,7 @@ def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     transform = transforms.chain(
         transforms.build(recipe.transform, num_classes=num_classes, kind=kind), *[t for t in brought if t is not None]
     )
-    optimizer, schedule = recipe.optimizer.build(recipe.epochs, steps)
+    optimizer, schedule = _optimizer(recipe.optimizer, recipe.epochs, steps)
     model = models.build(
         recipe.model,
         num_classes=num_classes,
@@ -89,6 +89,12 @@ def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
         **recipe.model_options,
     )
     return Parts(model, objective, optimizer, schedule, transform, None)  # type: ignore[arg-type]  # set by parts
+
+
+# Equal optimizers are the same object, so that kinds of stages share what is traced of one.
+@functools.lru_cache(maxsize=256)
+def _optimizer(optimizer: Optimizer, epochs: int, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    return optimizer.build(epochs, steps)
 
 
 def _brought(name: str, options: Mapping[str, Any], num_classes: int, kind: str) -> Transform | None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 
-from kdjax import layout, outputs, step, tasks, teacher_logits
+from kdjax import outputs, shapes, tasks, teacher_logits
 from kdjax.parts import parts
-from kdjax.stages import Kind, Stage, abstract_teacher, check_all, dataset, kind_of, order, status, steps_of, taught_by
+from kdjax.stages import Kind, Stage, abstract_state, check_all, dataset, kind_of, order, status, steps_of, taught_by
 from kdjax.types import Dataset
 
 
@@ -100,11 +100,11 @@ def _cost(stage: Stage) -> tuple[int, float, float, int]:
     recipe, examples = stage.recipe, dataset(stage.recipe.data)
     pieces, steps = parts(recipe, examples), steps_of(recipe)
     seen = steps * recipe.batch_size
-    flops = 3 * step.forward_flops(pieces.model, pieces.prepare, _shapes(examples)) * seen
+    flops = 3 * shapes.forward_flops(pieces.model, pieces.prepare, _shapes(examples)) * seen
     teacher_flops = 0.0
     if (teacher_recipe := taught_by(stage)) is not None:
         teacher = parts(teacher_recipe, dataset(teacher_recipe.data))
-        forward = step.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
+        forward = shapes.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
         every_epoch = outputs.how(recipe, examples) in (outputs.LIVE, outputs.BY_EPOCH)
         teacher_flops = forward * (seen if every_epoch else min(seen, len(examples.train.label)))
     return steps, flops, teacher_flops, _objective_bytes(stage)
@@ -112,9 +112,7 @@ def _cost(stage: Stage) -> tuple[int, float, float, int]:
 
 def _objective_bytes(stage: Stage) -> int:
     """Bytes of the objective's memory and parameters."""
-    teacher_recipe = taught_by(stage)
-    teacher = None if teacher_recipe is None else abstract_teacher(stage.recipe, teacher_recipe)
-    made = tasks.abstract(tasks.task(stage.recipe, dataset(stage.recipe.data), teacher), layout.mesh(1))
+    made = abstract_state(stage.recipe.kind(), taught_by(stage))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((made.objective, made.objective_params)))
 
 

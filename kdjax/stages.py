@@ -21,10 +21,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import checkpoints, data, layout, limits, manifests, outputs, programs, starts, tasks, teacher_pass, teachers
+from kdjax import checkpoints, data, layout, limits, manifests, outputs, shapes, starts, tasks, teacher_pass, teachers
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
+from kdjax.step import State
 from kdjax.types import Dataset, PyTree
 
 FORMAT = 2
@@ -128,13 +129,21 @@ def folds(stage: Stage) -> tuple[Stage, ...]:
     )
 
 
-@functools.lru_cache(maxsize=8)
 def dataset(which: Data) -> Dataset:
     """The data set of a recipe, loaded once per process."""
-    if which.fold:
-        part, count, seed = which.fold
-        return data.without(dataset(dataclasses.replace(which, fold=())), (part, count, seed))
+    return _without_part(which) if which.fold else _loaded(which)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(which: Data) -> Dataset:
     return data.load(which.name, **which.given())
+
+
+# Apart from the sets that are loaded: a table leaves out many parts, and would crowd out what they are parts of.
+@functools.lru_cache(maxsize=8)
+def _without_part(which: Data) -> Dataset:
+    part, count, seed = which.fold
+    return data.without(_loaded(dataclasses.replace(which, fold=())), (part, count, seed))
 
 
 def steps_of(recipe: Recipe) -> int:
@@ -244,7 +253,7 @@ def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher
     if how in (outputs.STORED, outputs.CROSSFIT):
         return table
     pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
-    live = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
+    live = teachers.frozen(shapes.model(pieces.model), abstract_variables(teacher_recipe))
     if how == outputs.LIVE:
         return live
     teacher_pass.check(tasks.task(recipe, examples, live), live)
@@ -253,19 +262,11 @@ def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher
 
 @functools.lru_cache(maxsize=256)
 def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
-    mesh, teacher = layout.mesh(1), None
-    if teacher_recipe is not None:
-        teacher = abstract_teacher(recipe, teacher_recipe)
-    made = tasks.task(recipe, dataset(recipe.data), teacher)
-    state = tasks.abstract(made, mesh)
-    weights = {
-        "parameters": state.params,
-        "optimizer": state.opt,
-        "teacher": () if teacher is None else teacher.variables,
-    }
+    made, mesh = _abstract_task(recipe, teacher_recipe), layout.mesh(1)
+    state, variables = abstract_state(recipe, teacher_recipe), () if made.teacher is None else made.teacher.variables
+    weights = {"parameters": state.params, "optimizer": state.opt, "teacher": variables}
     limits.refuse_bytes({**weights, "objective": (state.objective, state.objective_params)})
     program = tasks.train_program(made, mesh)
-    variables = () if teacher is None else teacher.variables
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, made.batch_size, *x.shape[1:]), x.dtype),
         tasks.example_batch(made.dataset.train),
@@ -273,16 +274,29 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
     jax.eval_shape(program.function, state, None, batch, variables, np.uint32(0))
 
 
+def _abstract_task(recipe: Recipe, teacher_recipe: Recipe | None) -> tasks.Task:
+    """The task of a kind, with its teacher's network; both networks and the optimizer are traced once for all kinds."""
+    teacher = None if teacher_recipe is None else abstract_teacher(recipe, teacher_recipe)
+    made = tasks.task(recipe, dataset(recipe.data), teacher)
+    pieces = made.parts
+    pieces = pieces._replace(model=shapes.model(pieces.model), optimizer=shapes.optimizer(pieces.optimizer))
+    return made._replace(parts=pieces)
+
+
+@functools.lru_cache(maxsize=256)
+def abstract_state(recipe: Recipe, teacher_recipe: Recipe | None) -> State:
+    """The state of a kind of stage, and of that of its teacher, as shapes and dtypes; nothing is compiled."""
+    return tasks.abstract(_abstract_task(recipe, teacher_recipe), layout.mesh(1))
+
+
 def abstract_variables(recipe: Recipe, mesh: Mesh | None = None) -> PyTree:
     """The variables of a recipe's network as shapes and dtypes, on every device of the mesh; nothing is compiled."""
     examples = dataset(recipe.data)
     pieces = parts(recipe, examples)
-    raw = tasks.example(examples.train)
-    shapes = jax.eval_shape(lambda x: pieces.model.init(programs.random_key(0), pieces.prepare(x)), raw)
     everywhere = layout.replicated(mesh or layout.mesh(1))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})},
+        shapes.variables(pieces.model, pieces.prepare, tasks.example(examples.train)),
     )
 
 

@@ -244,18 +244,3 @@ def first_not_finite(logs: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
         return None
     position, _, name = min(bad)
     return position, name
-
-
-@functools.lru_cache(maxsize=64)
-def forward_flops(model: Model, prepare: Prepare, shapes: tuple) -> float:
-    """Floating-point operations of one example's forward pass, from the lowered program; nothing is compiled.
-
-    Args:
-      shapes: (tree definition, ((shape without the batch axis, dtype), ...)) of the raw inputs.
-    """
-    tree, leaves = shapes
-    one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in leaves])
-    variables = jax.eval_shape(lambda x: model.init(random_key(0), prepare(x)), one)
-    lowered = jax.jit(lambda v, x: model.apply(v, prepare(x), train=False)[0].logits).lower(variables, one)
-    cost = lowered.cost_analysis()
-    return float(cost.get("flops", 0.0)) if cost else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import plans, tables
-from kdjax import layout, limits, manifests, planning, runs, stages, tasks
+from kdjax import data, layout, limits, manifests, planning, runs, stages, tasks
 from kdjax.errors import Refused, within
+from kdjax.models import linen_adapter
 from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
 from kdjax.stages import Stage
@@ -146,6 +148,25 @@ def test_a_plan_computes_once_what_seeds_share(tmp_path, monkeypatch):
     assert len(planned) == 600 and {row.status for row in planned} == {"missing"}
     assert counted["_cost"] == 2 and counted["parts"] < 20 and not counted["__post_init__"], counted
     assert counted["read_json"] <= 2 * len(planned) and not counted["_entry"], counted
+
+
+def test_a_plan_traces_a_network_once_for_all_that_is_trained_with_it(tmp_path, monkeypatch):
+    npz, counted, network = tiny.npz(tmp_path), Counter(), {"model_options": {"widths": (5,)}}
+    teacher = Stage(tiny.recipe(npz, **network))
+    pupils = [Stage(tiny.student(npz, **network, options={"T": T}), teacher) for T in (1.0, 3.0)]
+    alone = [Stage(tiny.recipe(npz, method=method, **network)) for method in ("focal", "brier", "mdca")]
+    output = linen_adapter.as_output
+    monkeypatch.setattr(linen_adapter, "as_output", counting(output, "outputs", counted))
+    assert len(planning.plan([*pupils, *alone], tmp_path)) == 6
+    assert counted["outputs"] == 3, "in training, as a teacher, and for its operations"
+
+
+def test_parts_that_are_left_out_do_not_crowd_out_the_data_set(tmp_path, monkeypatch):
+    recipe, counted = tiny.recipe(tiny.npz(tmp_path)), Counter()
+    monkeypatch.setattr(data, "assemble", counting(data.assemble, "loads", counted))
+    without = [dataclasses.replace(recipe.data, fold=(part, 12, 0)) for part in range(12)]
+    sizes = {len(stages.dataset(which).train.label) for which in (recipe.data, *without, recipe.data)}
+    assert sizes == {64, 59, 58} and counted["loads"] == 1
 
 
 def counting(function, name, counted):
