@@ -15,17 +15,21 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdjax.data import checks, text_sets
+from kdjax.data.contents import digest
+from kdjax.data.encoded import Encoded, kept
 from kdjax.data.hold_out import carve, hold_out
 from kdjax.data.source import Source
 from kdjax.data.text_readers import Raw, Texts, read_own
 from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer
 from kdjax.huggingface.tokenizer import train_vocabulary
+from kdjax.huggingface.vocabulary import Vocabulary
 from kdjax.options import integer
 from kdjax.prepare import Tokens
 from kdjax.types import Dataset
@@ -48,6 +52,7 @@ def tokenized(
     split_seed: int = 0,
     calibration_fraction: float = 0.1,
     calibration_split: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Source:
     """A set as a `Source` of token ids; the lengths of its texts are printed to stderr.
 
@@ -56,23 +61,39 @@ def tokenized(
         texts, without those that the three options of the split hold out.
       vocab_size, lowercase: of a trained vocabulary.
       max_length: S; 0 takes the smallest of `LENGTHS` that cuts at most 1 % of the training texts.
+      cache_dir: where the ids of a set that is not small are kept, as in `cache.default_folder`.
 
     Raises:
       Refused: what `Tokenizer.from_folder` and `train_vocabulary` refuse; a length below 3.
     """
     rows, how = kept_rows(raw, split_seed, calibration_fraction, calibration_split)
-    encoder = tokenizer_of(raw, rows, tokenizer=tokenizer, vocab_size=vocab_size, lowercase=lowercase)
-    lengths = {what: encoder.lengths(split.text) for what, split in raw.splits.items() if what in PARTS}
-    size = fixed_length(max_length, lengths["train"])
-    report(raw.name, encoder, lengths, size)
+    texts = {what: raw.splits[what].text for what in PARTS if what in raw.splits}
+    hashes = {what: contents(of_split) for what, of_split in texts.items()}
+    vocabulary = Vocabulary.from_folder(Path(tokenizer)) if tokenizer else None
+
+    def build() -> Encoded:
+        encoder = tokenizer_of(raw, rows, tokenizer=vocabulary or "", vocab_size=vocab_size, lowercase=lowercase)
+        lengths = {what: encoder.lengths(of_split) for what, of_split in texts.items()}
+        size = fixed_length(max_length, lengths["train"])
+        ids = {what: encoder.encode(of_split, size)["input_ids"] for what, of_split in texts.items()}
+        return Encoded(encoder.vocabulary, lengths, ids)
+
+    encoded = kept(
+        build,
+        hashes=hashes,
+        letters=sum(len(one) for of_split in texts.values() for one in of_split),
+        how={"max_length": max_length, **({} if tokenizer else {"rows": digest(rows), "vocab_size": vocab_size})},
+        vocabulary=vocabulary,
+        lowercase=lowercase,
+        cache_dir=cache_dir,
+    )
+    vocabulary, size = encoded.vocabulary, encoded.ids["train"].shape[1]
+    report(raw.name, vocabulary, encoded.lengths, size)
     splits = {}
-    first = 0
-    for what in (part for part in PARTS if part in lengths):
-        split = raw.splits[what]
-        index = np.arange(len(split.text)) + (first if what == "calibration" else 0)
-        splits[what] = checks.as_split(f"{raw.name} {what}", (encode(encoder, split.text, size), split.label, index))
-        first = len(split.text) if what == "train" else first
-    prepare = Tokens(encoder.vocabulary.digest, encoder.vocabulary.size, size, encoder.vocabulary)
+    for what in texts:
+        index = np.arange(len(texts[what])) + (len(texts["train"]) if what == "calibration" else 0)
+        splits[what] = checks.as_split(f"{raw.name} {what}", (encoded.inputs(what), raw.splits[what].label, index))
+    prepare = Tokens(vocabulary.digest, vocabulary.size, size, vocabulary)
     return Source(
         name=raw.name,
         num_classes=raw.num_classes,
@@ -82,7 +103,7 @@ def tokenized(
         label_names=raw.label_names,
         calibration_split=how,
         kind="text",
-        contents={what: contents(raw.splits[what].text) for what in splits},
+        contents=hashes,
         about=prepare.describe(),
         prepare=prepare,
         public=raw.public,
@@ -105,11 +126,16 @@ def kept_rows(raw: Raw, seed: int, fraction: float, how: str | None) -> tuple[np
 
 
 def tokenizer_of(
-    raw: Raw, rows: Sequence[int] | np.ndarray, *, tokenizer: str | os.PathLike, vocab_size: int, lowercase: bool
+    raw: Raw,
+    rows: Sequence[int] | np.ndarray,
+    *,
+    tokenizer: str | os.PathLike | Vocabulary,
+    vocab_size: int,
+    lowercase: bool,
 ) -> Tokenizer:
-    """That of a folder, or one trained on these rows of the training texts; the same for the same texts and options."""
+    """That of a folder or a vocabulary, or one trained on these rows of the training texts; the same for the same texts and options."""
     if tokenizer:
-        return Tokenizer.from_folder(tokenizer)
+        return Tokenizer(tokenizer) if isinstance(tokenizer, Vocabulary) else Tokenizer.from_folder(tokenizer)
     texts = raw.splits["train"].text
     return _trained(tuple(texts[i] for i in rows), vocab_size, lowercase)
 
@@ -132,7 +158,7 @@ def fixed_length(max_length: int, lengths: np.ndarray) -> int:
     return next((size for size in LENGTHS if np.mean(lengths > size) <= CUT), LENGTHS[-1])
 
 
-def report(name: str, encoder: Tokenizer, lengths: Mapping[str, np.ndarray], size: int) -> None:
+def report(name: str, vocabulary: Vocabulary, lengths: Mapping[str, np.ndarray], size: int) -> None:
     """Prints how long the texts are, how many are cut and how many are empty; warns where more than 5 % are cut."""
     for what, values in lengths.items():
         p50, p95 = np.percentile(values, [50, 95])
@@ -142,8 +168,8 @@ def report(name: str, encoder: Tokenizer, lengths: Mapping[str, np.ndarray], siz
         print(
             f"{name} {what}: {len(values)} texts of {p50:.0f} tokens (median), {p95:.0f} (95 %), {values.max()} "
             "(longest); "
-            f"{cut:.1%} are cut at {size}{note}; vocabulary of {encoder.vocabulary.size}, "
-            f"{encoder.vocabulary.digest[:12]}{loud}",
+            f"{cut:.1%} are cut at {size}{note}; vocabulary of {vocabulary.size}, "
+            f"{vocabulary.digest[:12]}{loud}",
             file=sys.stderr,
         )
 

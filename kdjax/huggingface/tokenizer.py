@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -156,9 +157,23 @@ def _normalizer(library: Any, vocabulary: Vocabulary) -> Any:
     )
 
 
-def _library() -> Any:
+def library_version() -> str:
+    """Of `tokenizers`, without importing it.
+
+    Raises:
+      Refused: it is not installed.
+    """
+    _need_library()
+    return importlib.metadata.version("tokenizers")
+
+
+def _need_library() -> None:
     if importlib.util.find_spec("tokenizers") is None:
         raise Refused("encoding texts needs tokenizers, which is not installed; type pip install 'kdjax[text]'.")
+
+
+def _library() -> Any:
+    _need_library()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns, and may hang, in a forked worker
     import tokenizers
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax import data, models
-from kdjax.data import text, text_sets
+from kdjax.data import encoded, text, text_sets
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.prepare import Tokens, from_description
@@ -262,3 +262,20 @@ def test_public_sets_are_read_from_a_folder(tmp_path, monkeypatch):
         data.load("hwu64")
     with pytest.raises(Refused, match="policy"):
         data.load("newsgroups20", policy="headers")
+
+
+@pytest.mark.parametrize("options", [{"vocab_size": 90}, {"vocab_size": 90, "max_length": 8, "lowercase": False}])
+def test_a_set_is_encoded_once_and_comes_back_the_same(folder, tmp_path, monkeypatch, options):
+    plain = data.load("text", path=folder, **options)
+    monkeypatch.setattr(encoded, "KEPT_ABOVE", 0)
+    first = data.load("text", path=folder, cache_dir=tmp_path, **options)
+    plain.prepare.entries.save(tmp_path / "words")
+    monkeypatch.setattr(text, "tokenizer_of", None)  # whoever encodes now, fails
+    again = data.load("text", path=folder, cache_dir=tmp_path, **options)
+    for one in (first, again):
+        assert one.fingerprint == plain.fingerprint and one.prepare.entries == plain.prepare.entries
+        assert jax.tree.all(jax.tree.map(np.array_equal, one.train, plain.train))
+        assert jax.tree.map(lambda x: x.dtype, one.test) == jax.tree.map(lambda x: x.dtype, plain.test)
+    for other in ({**options, "vocab_size": 80}, {**options, "max_length": 12}, {"tokenizer": tmp_path / "words"}):
+        with pytest.raises(TypeError, match="not callable"):
+            data.load("text", path=folder, cache_dir=tmp_path, **other)
