@@ -133,7 +133,8 @@ def tokenizer_of(
     vocab_size: int,
     lowercase: bool,
 ) -> Tokenizer:
-    """That of a folder or a vocabulary, or one trained on these rows of the training texts; the same for the same texts and options."""
+    """That of a folder or a vocabulary, or one trained on these rows of the training texts, the same for the
+    same texts and options."""
     if tokenizer:
         return Tokenizer(tokenizer) if isinstance(tokenizer, Vocabulary) else Tokenizer.from_folder(tokenizer)
     texts = raw.splits["train"].text
