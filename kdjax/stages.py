@@ -263,7 +263,7 @@ def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher
 @functools.lru_cache(maxsize=256)
 def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
     made, mesh = _abstract_task(recipe, teacher_recipe), layout.mesh(1)
-    state, variables = abstract_state(recipe, teacher_recipe), () if made.teacher is None else made.teacher.variables
+    state, variables = abstract_state(recipe, teacher_recipe), tasks.teacher_variables(made)
     weights = {"parameters": state.params, "optimizer": state.opt, "teacher": variables}
     limits.refuse_bytes({**weights, "objective": (state.objective, state.objective_params)})
     program = tasks.train_program(made, mesh)

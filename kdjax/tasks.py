@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import data, layout, programs, starts, step, teachers
+from kdjax import data, layout, precompute, programs, starts, step, teachers
 from kdjax.errors import Refused
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Recipe
@@ -116,6 +116,8 @@ def task(
         pieces = pieces._replace(optimizer=optimizer, schedule=None)
     if start is None and recipe.init:
         start = functools.partial(starts.variables, recipe, dataset)
+    if teacher is not None and teacher.by_epoch is None:
+        teacher = prepared(teacher, pieces, dataset)
     return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start)
 
 
@@ -135,17 +137,14 @@ def init_program(task: Task, mesh: Mesh) -> programs.Program:
 
 def teacher_variables(task: Task) -> PyTree:
     """The variables of the task's teacher as its step takes them, `()` without one: arrays, or shapes of them."""
-    if task.teacher is None:
-        return ()
-    batch = jax.eval_shape(lambda b: b._replace(inputs=task.parts.prepare(b.inputs)), example_batch(task.dataset.train))
+    return () if task.teacher is None else task.teacher.variables
 
-    def cast(leaf, dtype):
-        if leaf.dtype == dtype:
-            return leaf
-        shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        return leaf.update(dtype=dtype) if shape else np.asarray(leaf).astype(dtype)
 
-    return jax.tree.map(cast, task.teacher.variables, teachers.dtypes_used(task.teacher, batch))
+def prepared(teacher: teachers.Teacher, parts: Parts, dataset: Dataset) -> teachers.Teacher:
+    """The teacher on that data set, with what depends on its variables alone computed once (`kdjax.precompute`)."""
+    batch = jax.eval_shape(lambda b: b._replace(inputs=parts.prepare(b.inputs)), example_batch(dataset.train))
+    apply, variables = precompute.precomputed(teacher.apply, teacher.variables, batch)
+    return teacher._replace(apply=apply, variables=variables)
 
 
 def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> programs.Program:

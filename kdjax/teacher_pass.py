@@ -15,7 +15,7 @@ from kdjax.elements import Elements
 from kdjax.errors import Refused
 from kdjax.feeds import Feed, take
 from kdjax.processes import any_process, is_primary
-from kdjax.tasks import Task, example_batch, teacher_variables
+from kdjax.tasks import Task, example_batch, prepared, teacher_variables
 from kdjax.teachers import Apply, ByEpoch, Teacher
 from kdjax.types import Prepare, PyTree, Transform
 
@@ -57,11 +57,10 @@ class Taught:
     def _computed(self, epoch: int) -> np.ndarray:
         """Logits [N, K] of an epoch's inputs; NaN for the examples that the epoch leaves out."""
         assert self.by_epoch is not None
-        task, p = self.task._replace(teacher=self.by_epoch.live), self.task.parts
-        program = teacher_step(
-            transform=p.transform, prepare=p.prepare, teacher=self.by_epoch.live.apply, mesh=self.mesh
-        )
-        variables = layout.place(teacher_variables(task), layout.replicated(self.mesh))
+        task, p = self.task, self.task.parts
+        live = prepared(self.by_epoch.live, p, task.dataset)
+        program = teacher_step(transform=p.transform, prepare=p.prepare, teacher=live.apply, mesh=self.mesh)
+        variables = layout.place(live.variables, layout.replicated(self.mesh))
         elements, seed, per_epoch = self.elements(), np.uint32(task.seed), task.steps_per_epoch
         table = np.full((len(task.dataset.train.label), task.dataset.num_classes), np.nan, np.float32)
         for at in range(epoch * per_epoch, (epoch + 1) * per_epoch):

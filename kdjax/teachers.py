@@ -11,7 +11,7 @@ and all of them compose. A teacher never receives a gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -77,36 +77,6 @@ def _frozen(model: Model) -> Apply:
         return jax.lax.stop_gradient(output)
 
     return apply
-
-
-def dtypes_used(teacher: Teacher, batch: Batch) -> PyTree:
-    """The dtype of each of the teacher's variables; of one that its function does nothing with but cast it to a
-    narrower dtype, such as a kernel of a bfloat16 network, the narrower one.
-
-    Arrays cast beforehand give the same numbers, and are not cast again in every step.
-
-    Args:
-      batch: prepared, as `apply` takes it; arrays or shapes, of which only dtypes matter.
-    """
-    leaves, structure = jax.tree.flatten(teacher.variables)
-    traced = jax.make_jaxpr(lambda leaves, b: teacher.apply(jax.tree.unflatten(structure, leaves), b))(
-        leaves, batch
-    ).jaxpr
-    uses: dict[Any, list[Any]] = {variable: [] for variable in traced.invars[: len(leaves)]}
-    for equation in traced.eqns:
-        cast_to = equation.params["new_dtype"] if equation.primitive is jax.lax.convert_element_type_p else None
-        for variable in equation.invars:
-            if isinstance(variable, Hashable) and variable in uses:
-                uses[variable].append(cast_to)
-    for variable in traced.outvars:
-        if isinstance(variable, Hashable) and variable in uses:
-            uses[variable].append(None)
-
-    def dtype(leaf, casts):
-        narrower = len({*casts}) == 1 and casts[0] is not None and casts[0].itemsize < leaf.dtype.itemsize
-        return casts[0] if narrower else leaf.dtype
-
-    return jax.tree.unflatten(structure, map(dtype, leaves, uses.values()))
 
 
 def _mapped(teacher: Teacher, name: str, own: PyTree, change: Callable[[PyTree, Array, Batch], Array]) -> Teacher:

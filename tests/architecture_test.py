@@ -37,6 +37,7 @@ FLOORS = {
     "feeds": 1,
     "layout": 2,
     "programs": 3,
+    "precompute": 3,
     "step": 3,
     "shapes": 3,
     "processes": 3,

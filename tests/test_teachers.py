@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import models, teachers
+from kdjax import models, precompute, teachers
 from kdjax.errors import Refused
 from kdjax.targets import wclip
 from kdjax.types import Batch, Model, Output
@@ -151,17 +151,31 @@ def test_rows_of_another_number_are_refused_before_training():
     task(recipe, dataset, teachers.remembered(np.zeros((n, 3), np.float32)))
 
 
-def test_what_is_only_ever_cast_is_cast_beforehand_and_the_outputs_stay_the_same():
-    """What a bfloat16 network multiplies with; not its float32 head, and not what BatchNorm computes with."""
+def test_what_depends_on_the_variables_alone_is_computed_once_and_the_outputs_stay_the_same():
+    """Casts of kernels and scales of BatchNorm; whatever the batch size, of shapes too, and nothing is unfolded."""
     network = models.build("conv_tiny", num_classes=3, dtype=jnp.bfloat16)
     images = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32)
     frozen = teachers.scaled(teachers.frozen(network, jax.jit(network.init)(jax.random.key(0), images)), 2.0)
-    dtypes = teachers.dtypes_used(frozen, Batch(images))
-    cast = jax.tree.map(lambda x, dtype: np.asarray(x).astype(dtype), frozen.variables, dtypes)
-    params = cast["teacher"]["params"]
-    assert {x.dtype for x in jax.tree.leaves((params["stage1"], params["hidden"]))} == {jnp.dtype(jnp.bfloat16)}
-    others = (params["head"], params["stage1_norm"], cast["teacher"]["batch_stats"], cast["T"])
-    assert {x.dtype for x in jax.tree.leaves(others)} == {jnp.dtype(jnp.float32)}
-    apply = jax.jit(frozen.apply)
-    logits = apply(frozen.variables, Batch(images)).logits
-    np.testing.assert_array_equal(apply(cast, Batch(images)).logits, logits)
+    apply, computed = precompute.precomputed(frozen.apply, frozen.variables, Batch(images))
+    for inputs in (images, images[:1]):
+        logits = jax.jit(frozen.apply)(frozen.variables, Batch(inputs)).logits
+        np.testing.assert_array_equal(jax.jit(apply)(computed, Batch(inputs)).logits, logits)
+    operations = str(jax.make_jaxpr(apply)(computed, Batch(images)))
+    assert "rsqrt" in str(jax.make_jaxpr(frozen.apply)(frozen.variables, Batch(images))) and "rsqrt" not in operations
+    assert sum(x.nbytes for x in computed) < sum(x.nbytes for x in jax.tree.leaves(frozen.variables))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen.variables)
+    again, abstract = precompute.precomputed(frozen.apply, shapes, Batch(images))
+    assert again == apply and hash(again) == hash(apply), "equal ones share compiled programs"
+    assert [(x.shape, x.dtype) for x in abstract] == [(x.shape, x.dtype) for x in computed]
+
+    def unfolding(variables, batch):
+        return Output(batch.inputs @ jnp.broadcast_to(variables, (4, 3)))
+
+    assert precompute.precomputed(unfolding, jnp.ones(3), Batch(X))[0] is unfolding
+
+    def cut(variables, batch):
+        return Output(batch.inputs + variables[: batch.inputs.shape[1]] * 2)
+
+    apply, computed = precompute.precomputed(cut, jnp.ones(9), Batch(X))
+    with pytest.raises(Refused, match="inputs of another kind than those of the data set"):
+        apply(computed, Batch(X[:, :2]))
