@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +45,16 @@ class BatchNorm(nn.Module):
     relu: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *positions C"], train: bool) -> Float[Array, "B *positions C"]:
-        channels = (x.shape[-1],)
+    def __call__(self, x: Any, train: bool) -> Any:
+        """y [B, *positions, C] of x; or of C alone, out of training, (factor, shift) with y = factor · x + shift."""
+        channels = (x if isinstance(x, int) else x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        if isinstance(x, int):
+            factor = jax.lax.rsqrt(var.value + EPSILON) * scale
+            return factor, bias - mean.value * factor
         if not train:
             y = _affine(x, mean.value, jax.lax.rsqrt(var.value + EPSILON), scale, bias)
             return nn.relu(y) if self.relu else y

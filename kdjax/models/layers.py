@@ -14,11 +14,13 @@ Initializers, as in the authors' PyTorch code:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from kdjax.errors import DEEPEST, Refused, deepest, one_of
@@ -35,7 +37,9 @@ _KERNELS = {
 class Norm(Protocol):
     """`norm` with `train` and `group` bound by the network, handed down to its blocks."""
 
-    def __call__(self, x: Float[Array, "B H W C"], name: str, *, relu: bool = False) -> Float[Array, "B H W C"]: ...
+    def __call__(
+        self, x: Float[Array, "B H W C"], name: str, *, relu: bool = False, after: partial | None = None
+    ) -> Float[Array, "B H W C"]: ...
 
 
 NORM_GROUP: Check = integer(0)
@@ -95,8 +99,9 @@ def conv(
     groups: int = 1,
     bias: bool = False,
     init: str = "he",
+    factor: Float[Array, "features"] | None = None,
 ) -> Float[Array, "B h w features"]:
-    """A square convolution padded by `padding` on every side, (kernel - 1) / 2 unless told.
+    """A square convolution padded by `padding` on every side, (kernel - 1) / 2 unless told; times `factor`, if given.
 
     The padding is explicit since "SAME" differs from PyTorch where the stride is 2: it would pad 0 before
     and 1 after.
@@ -112,15 +117,36 @@ def conv(
         dtype=x.dtype,
         kernel_init=_kernel(init),
         bias_init=_bias(init, kernel * kernel * x.shape[-1] // groups),
+        promote_dtype=promote_dtype if factor is None else partial(_multiplied, factor),
         name=name,
     )(x)
 
 
+def _multiplied(factor, inputs, kernel, bias, *, dtype):
+    """Kernel and bias times the factor, in float32, before they are cast."""
+    return promote_dtype(inputs, kernel * factor, None if bias is None else bias * factor, dtype=dtype)
+
+
 def norm(
-    x: Float[Array, "... C"], name: str, *, train: bool, group: int = 0, relu: bool = False
+    x: Float[Array, "... C"],
+    name: str,
+    *,
+    train: bool,
+    group: int = 0,
+    relu: bool = False,
+    after: partial | None = None,
 ) -> Float[Array, "... C"]:
-    """BatchNorm over groups of `group` examples, 0 for the whole batch, and ReLU; see `batchnorm.BatchNorm`."""
-    return BatchNorm(group, relu, name=name)(x, train)
+    """BatchNorm over groups of `group` examples, 0 for the whole batch, and ReLU; see `batchnorm.BatchNorm`.
+
+    With `after`, the convolution `partial(conv, features=C, ...)` of x comes first. Out of training the two are one
+    convolution, whose kernel is multiplied by scale / √(var + 1e-5): a pass over the activations less.
+    """
+    layer = BatchNorm(group, relu, name=name)
+    if after is None or train:
+        return layer(x if after is None else after(x), train)
+    factor, shift = layer(after.keywords["features"], train)
+    y = after(x, factor=factor) + shift.astype(x.dtype)
+    return nn.relu(y) if relu else y
 
 
 def pool(x: Float[Array, "B H W C"], size: int = 1) -> Float[Array, "B F"]:

@@ -43,11 +43,13 @@ class ResidualBlock(nn.Module):
             plan = [(self.features, 3, self.stride), (self.features, 3, 1)]
         y = x
         for i, (features, kernel, stride) in enumerate(plan, start=1):
-            y = conv(y, features, kernel, f"conv{i}", stride=stride, init=self.conv_init)
-            y = norm(y, f"norm{i}", relu=i < len(plan))
+            layer = partial(conv, features=features, kernel=kernel, name=f"conv{i}", stride=stride, init=self.conv_init)
+            y = norm(y, f"norm{i}", relu=i < len(plan), after=layer)
         if x.shape != y.shape:
-            x = conv(x, y.shape[-1], 1, "shortcut", stride=self.stride, init=self.conv_init)
-            x = norm(x, "shortcut_norm")
+            layer = partial(
+                conv, features=y.shape[-1], kernel=1, name="shortcut", stride=self.stride, init=self.conv_init
+            )
+            x = norm(x, "shortcut_norm", after=layer)
         return nn.relu(x + y)
 
 

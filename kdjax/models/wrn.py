@@ -28,8 +28,8 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm, train: bool) -> Float[Array, "B h w features"]:
         active = norm(x, "norm1", relu=True)
-        y = conv(active, self.features, 3, "conv1", stride=self.stride)
-        y = norm(y, "norm2", relu=True)
+        first = partial(conv, features=self.features, kernel=3, name="conv1", stride=self.stride)
+        y = norm(active, "norm2", relu=True, after=first)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = conv(y, self.features, 3, "conv2")
         if x.shape[-1] != self.features:
