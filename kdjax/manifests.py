@@ -98,7 +98,10 @@ def refuse_foreign(directory: Path, owner: Mapping[str, Any] | None = None) -> N
 
 
 def refuse_links(directory: Path) -> None:
-    """Refuses a directory that is, or has below it, a symbolic link: what is written must not end up elsewhere."""
+    """Refuses a directory that is, or has below it, a symbolic link: what is written must not end up elsewhere. And one
+    with a folder in the manifest's place, which would be found only when all is computed."""
+    if (Path(directory) / MANIFEST).is_dir():
+        raise Refused(f"{Path(directory) / MANIFEST} is a directory where a stage writes its manifest; remove it.")
     if Path(directory).is_symlink():
         raise Refused(f"{directory} is a symbolic link where a stage writes its own folder; remove the link.")
     for name, path in _walk(Path(directory)).items():

@@ -122,6 +122,14 @@ def test_a_symbolic_link_where_a_stages_file_should_be_is_refused(workdir, train
         before = contents(tmp_path)
 
 
+def test_a_folder_in_the_place_of_a_manifest_is_refused_before_anything_is_computed(workdir, trained):
+    directory = trained[1][0].directory(workdir)
+    (directory / "manifest.json").unlink()
+    (directory / "manifest.json").mkdir()
+    with pytest.raises(Refused, match=f"{directory}/manifest.json is a directory where a stage writes its manifest"):
+        runs.run_all(trained[1][:1], settings(workdir))
+
+
 def test_a_stages_folder_that_is_a_link_is_refused(workdir, trained, tmp_path):
     """An unfinished stage never writes into the folder that a link points at."""
     directory = trained[1][0].directory(workdir)
