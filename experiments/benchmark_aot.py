@@ -149,13 +149,13 @@ def _train(chosen: Work, target: Target, mesh: Mesh, s: Settings) -> dict[str, A
     task = _task(chosen, mesh)
     calls = s.steps_per_call or usual_steps_per_call(task.steps_per_epoch, target.platform)
     feed, elements = _feed(task.dataset.train, (calls, task.batch_size), mesh)
-    inputs = (tasks.abstract(task, mesh), feed, elements, tasks.teacher_variables(task))
+    inputs = ((tasks.abstract(task, mesh),), feed, elements, tasks.teacher_variables(task))
     flops = 3 * _forward(task.parts, task.dataset)
     if chosen.teacher is not None and _live(chosen):
         flops += _forward(parts(chosen.teacher, chosen.dataset), chosen.dataset)
     group = chosen.student.norm_group
     name = "train" + (f", norm_group {group}" if group else "")
-    program = tasks.train_program(task, mesh, steps_per_call=calls)
+    program = tasks.train_program([task], mesh, steps_per_call=calls)
     lowered = program.lower(*inputs, np.uint32(0))
     about = {"program": name, "examples": task.batch_size, "steps_per_call": calls}
     return about | _compiled(lowered, target, chosen, flops * task.batch_size, calls)

@@ -86,7 +86,7 @@ def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
     measure(
         "kdjax.step.train_step",
         lambda s: program(s, trainer.feed, row, trainer.taught.at(0), seed)[0],
-        jax.tree.map(jnp.array, state),
+        (jax.tree.map(jnp.array, state),),
     )
     loop = trainer.steps(state)
     measure("Trainer.steps", lambda _: next(loop)[0], None)

@@ -80,5 +80,7 @@ def shared(make: Callable[..., Program]) -> Callable[..., Program]:
 def forget_programs(objective: Objective | None = None) -> None:
     """Drops the compiled programs of an objective, or all of them: a long table would keep hundreds in memory."""
     for key in list(_PROGRAMS):
-        if objective is None or any(piece == ("objective", objective) for piece in key[1:]):
+        pieces = dict(key[1:])
+        objectives = [pieces.get("objective"), *(student.objective for student in pieces.get("students", ()))]
+        if objective is None or objective in objectives:
             del _PROGRAMS[key]

@@ -266,12 +266,12 @@ def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
     state, variables = abstract_state(recipe, teacher_recipe), tasks.teacher_variables(made)
     weights = {"parameters": state.params, "optimizer": state.opt, "teacher": variables}
     limits.refuse_bytes({**weights, "objective": (state.objective, state.objective_params)})
-    program = tasks.train_program(made, mesh)
+    program = tasks.train_program([made], mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, made.batch_size, *x.shape[1:]), x.dtype),
         tasks.example_batch(made.dataset.train),
     )
-    jax.eval_shape(program.function, state, None, batch, variables, np.uint32(0))
+    jax.eval_shape(program.function, (state,), None, batch, variables, np.uint32(0))
 
 
 def _abstract_task(recipe: Recipe, teacher_recipe: Recipe | None) -> tasks.Task:

@@ -52,8 +52,16 @@ class State(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+class Student(NamedTuple):
+    """What is a student's own in a step; batch and teacher are common to all students of it."""
+
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+
+
 def transformed(transform: Transform, prepare: Prepare, batch: Batch, key: jax.Array) -> Batch:
-    """The batch of a step as teacher and student see it."""
+    """The batch of a step as teacher and students see it."""
     batch = transform(jax.random.fold_in(key, 0), batch)
     return batch._replace(inputs=prepare(batch.inputs))
 
@@ -114,9 +122,7 @@ def init_step(
 @shared
 def train_step(
     *,
-    model: Model,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
+    students: tuple[Student, ...],
     transform: Transform,
     prepare: Prepare,
     teacher: Callable[[Variables, Batch], Output] | None,
@@ -125,37 +131,37 @@ def train_step(
     mesh: Mesh,
     steps_per_call: int = 1,
 ) -> Program:
-    """The one training step, compiled.
+    """The one training step, compiled, of one student or of several that learn from the same batches and teacher.
 
         key = fold_in(key(seed), step) -> batch -> transform -> prepare -> teacher
-            -> value_and_grad(model, rows, objective) -> optimizer -> the next state
+            -> of each student: value_and_grad(model, rows, objective) -> optimizer -> its next state
+
+    Students are unrolled and never vmapped: under vmap the gradients of filters are 20 times slower on a CPU.
 
     Returns:
-      (state, feed, elements, teacher variables, seed) -> (state, logs). `feed` is a resident split, or None; `elements`
-      are [steps_per_call, B] positions in it, or batches of arrays with the same leading axes. `logs` maps names to
-      [steps_per_call] float32 arrays: `loss` (the sum that was differentiated), each term by name, `accuracy` where
-      labels exist, and `grad_norm`. The state is donated; teacher variables and resident data never are.
+      (states, feed, elements, teacher variables, seed) -> (states, logs), tuples with an entry for each student. `feed`
+      is a resident split, or None; `elements` are [steps_per_call, B] positions in it, or batches of arrays with the
+      same leading axes. An entry of `logs` maps names to [steps_per_call] float32 arrays: `loss` (the sum that was
+      differentiated), each term by name, `accuracy` where labels exist, and `grad_norm`. The states, which are at the
+      same step, are donated; teacher variables and resident data never are.
     """
 
-    def update(state: State, batch: Batch, teacher_variables, key):
-        batch = transformed(transform, prepare, batch, key)
-        if teacher is not None:
-            batch = batch._replace(teacher=jax.lax.stop_gradient(teacher(teacher_variables, batch)))
+    def update(student: Student, state: State, batch: Batch, key):
         progress = state.step.astype(jnp.float32) / (epochs * steps_per_epoch)
         clock = Clock(state.step, state.step // steps_per_epoch, progress, epochs)
 
         def loss(trained):
             params, objective_params = trained
             variables = {"params": params, "batch_stats": state.batch_stats}
-            output, stats = model.apply(variables, batch.inputs, train=True, key=jax.random.fold_in(key, 1))
+            output, stats = student.model.apply(variables, batch.inputs, train=True, key=jax.random.fold_in(key, 1))
             rows, output = as_rows(batch, output)
-            terms, memory = objective.apply(objective_params, state.objective, rows, output, clock)
+            terms, memory = student.objective.apply(objective_params, state.objective, rows, output, clock)
             total = sum(output.terms.values(), terms.total)
             return total, ({**output.terms, **terms.losses, **terms.logs}, memory, stats, accuracy(rows, output))
 
         trained = (state.params, state.objective_params)
         (total, (logs, memory, stats, right)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-        updates, opt = optimizer.update(grads, state.opt, trained)
+        updates, opt = student.optimizer.update(grads, state.opt, trained)
         params, objective_params = optax.apply_updates(trained, updates)
         # Of one vector: summed leaf by leaf, the norm would be a kernel for every parameter.
         norm = jnp.linalg.norm(ravel_pytree(grads)[0])
@@ -163,25 +169,30 @@ def train_step(
         logs = {name: jnp.asarray(value, jnp.float32) for name, value in logs.items()}
         return State(state.step + 1, params, stats, opt, memory, objective_params), logs
 
-    def one(state: State, feed: Feed, element, teacher_variables, seed):
-        key = key_at(seed, state.step)
+    def one(states: tuple[State, ...], feed: Feed, element, teacher_variables, seed):
+        key = key_at(seed, states[0].step)
         batch = take(feed, element)
         batch = jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: along_batch(mesh), batch))
-        return update(state, batch, teacher_variables, key)
+        batch = transformed(transform, prepare, batch, key)
+        if teacher is not None:
+            batch = batch._replace(teacher=jax.lax.stop_gradient(teacher(teacher_variables, batch)))
+        updated = [update(student, state, batch, key) for student, state in zip(students, states, strict=True)]
+        return tuple(state for state, _ in updated), tuple(logs for _, logs in updated)
 
-    def step(state, feed, elements, teacher_variables, seed):
+    def step(states, feed, elements, teacher_variables, seed):
         if steps_per_call == 1:
-            state, logs = one(state, feed, jax.tree.map(lambda x: x[0], elements), teacher_variables, seed)
-            return state, jax.tree.map(lambda x: x[None], logs)
-        names: list[str] = []
+            states, logs = one(states, feed, jax.tree.map(lambda x: x[0], elements), teacher_variables, seed)
+            return states, jax.tree.map(lambda x: x[None], logs)
+        names: list[list[str]] = []
 
-        def packed(state, element):
-            state, logs = one(state, feed, element, teacher_variables, seed)
-            names[:] = logs
-            return state, jnp.stack([*logs.values()])  # one array to write in each step, not one a name
+        def packed(states, element):
+            states, logs = one(states, feed, element, teacher_variables, seed)
+            names[:] = map(list, logs)
+            # One array for a student to write in each step, not one a name.
+            return states, tuple(jnp.stack([*of_one.values()]) for of_one in logs)
 
-        state, rows = jax.lax.scan(packed, state, elements)
-        return state, dict(zip(names, rows.T, strict=True))
+        states, rows = jax.lax.scan(packed, states, elements)
+        return states, tuple(dict(zip(keys, values.T, strict=True)) for keys, values in zip(names, rows, strict=True))
 
     everywhere = replicated(mesh)
     return Program(

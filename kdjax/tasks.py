@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -147,15 +147,14 @@ def prepared(teacher: teachers.Teacher, parts: Parts, dataset: Dataset) -> teach
     return teacher._replace(apply=apply, variables=variables)
 
 
-def train_program(task: Task, mesh: Mesh, *, steps_per_call: int = 1) -> programs.Program:
-    """The training step of a task on a mesh, see `kdjax.step.train_step`."""
-    p = task.parts
+def train_program(tasks: Sequence[Task], mesh: Mesh, *, steps_per_call: int = 1) -> programs.Program:
+    """The training step of a task on a mesh, or of several that share batches and teacher, see
+    `kdjax.step.train_step`."""
+    task = tasks[0]
     return step.train_step(
-        model=p.model,
-        objective=p.objective,
-        optimizer=p.optimizer,
-        transform=p.transform,
-        prepare=p.prepare,
+        students=tuple(step.Student(t.parts.model, t.parts.objective, t.parts.optimizer) for t in tasks),
+        transform=task.parts.transform,
+        prepare=task.parts.prepare,
         teacher=None if task.teacher is None else task.teacher.apply,
         epochs=max(task.epochs, 1),
         steps_per_epoch=task.steps_per_epoch,

@@ -82,7 +82,7 @@ class Trainer:
         self.readers = readers
         self.steps_per_call = steps_per_call or usual_steps_per_call(task.steps_per_epoch, jax.default_backend())
         p = task.parts
-        self._step = functools.partial(train_program, task, self.mesh)
+        self._step = functools.partial(train_program, [task], self.mesh)
         self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
         one_of("feed", feed, FEEDS)
         self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
@@ -151,7 +151,7 @@ class Trainer:
             # A shorter last call is one more compile and the same numbers.
             k = min(self.steps_per_call, stop - at)
             program = self._step(steps_per_call=k)
-            state, logs = program(state, self.feed, self._elements.at(at, k), variables, seed)
+            (state,), (logs,) = program((state,), self.feed, self._elements.at(at, k), variables, seed)
             at += k
             yield state, logs
 
