@@ -223,7 +223,7 @@ def sharing(given: Command, run: settings.Settings, plan: Callable[[], Sequence[
         return 1, ""
     with signals.watched():  # a plan traces networks, and JAX may turn an interruption into an error of its own
         possible = worker_count.possible(given.workers, run)
-        return worker_count.choose(given.workers, plan()) if possible else (1, "")
+        return worker_count.choose(given.workers, plan(), run.cohort) if possible else (1, "")
 
 
 def refuse_mixed(targets: Sequence[Stage], workdir: Path) -> None:

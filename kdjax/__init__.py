@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         trainer,
         transforms,
     )
+    from kdjax.cohort import Cohort
     from kdjax.errors import Refused
     from kdjax.objectives import Objective, Terms, blend, stateless
     from kdjax.options import Options
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 # name -> the module that defines it; a module stands for itself.
 _HOME = {
     "Batch": "types",
+    "Cohort": "cohort",
     "Dataset": "types",
     "Distill": "recipes",
     "Model": "types",
@@ -104,6 +106,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Batch",
     "Clock",
+    "Cohort",
     "Dataset",
     "Distill",
     "Model",

@@ -138,6 +138,10 @@ class Checkpoints:
         """What is wrong with the checkpoint of a step, in words; `[]` means that it verifies and is this owner's."""
         return verify_manifest(self.directory / str(step), self._owner(step))
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """The JSON that was saved beside a step; for one that verifies."""
+        return _described(self.directory / str(step))["extra"]
+
     def prune(self, keep: int) -> None:
         """Drops all but the newest `keep` checkpoints."""
         self._drop(set(self.steps()[:-keep]))

@@ -18,7 +18,14 @@ class Refused(ValueError):
 
 
 class Held(Refused):
-    """A directory that another process is at work in: come back later."""
+    """A directory that another process is at work in: come back later.
+
+    `holder` says which process, in the same words each time, where the sentence may count seconds.
+    """
+
+    def __init__(self, sentence: str, holder: str = ""):
+        super().__init__(sentence)
+        self.holder = holder or sentence
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

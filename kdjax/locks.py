@@ -111,14 +111,15 @@ class Lock:
             # Without its start the number may be another process's by now; where a system tells it, kdjax writes it.
             if holder.get("started") is not None or _started(os.getpid()) is None:
                 raise Held(
-                    f"{who}; wait for it, choose another directory, or delete {self.path} if that process is gone."
+                    f"{who}; wait for it, choose another directory, or delete {self.path} if that process is gone.", who
                 )
         age = self._age()
         if age < FREE_AFTER:
             raise Held(
                 f"{who}, which cannot be asked from here and whose heartbeat is {age:.0f} s old; the lock is free "
                 f"{FREE_AFTER:.0f} s after the last one: wait for it, choose another directory, or delete {self.path} "
-                "if that process is gone."
+                "if that process is gone.",
+                who,
             )
 
     def _age(self) -> float:

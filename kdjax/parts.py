@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -11,6 +12,7 @@ import optax
 from kdjax import limits, models, objectives, starts, transforms
 from kdjax.data.checks import check_tokens
 from kdjax.errors import Refused
+from kdjax.options import Options
 from kdjax.prepare import Tokens
 from kdjax.recipes import Optimizer, Recipe
 from kdjax.types import Dataset, Model, Prepare, Transform
@@ -72,14 +74,14 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
 @functools.lru_cache(maxsize=4096)
 def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     objective = objectives.build(recipe.method, **recipe.options)
-    brought = [_brought(recipe.method, recipe.options, num_classes, kind)]
+    methods = [(recipe.method, recipe.options)]
     if recipe.distill is not None:
         soft = objectives.build(recipe.distill.method, **recipe.distill.options)
         objective = objectives.distilled(objective, soft, alpha=recipe.distill.alpha, weights=recipe.distill.weights)
-        brought.append(_brought(recipe.distill.method, recipe.distill.options, num_classes, kind))
-    transform = transforms.chain(
-        transforms.build(recipe.transform, num_classes=num_classes, kind=kind), *[t for t in brought if t is not None]
-    )
+        methods.append((recipe.distill.method, recipe.distill.options))
+    brought = tuple(b for name, options in methods if (b := _brought(name, options, kind)) is not None)
+    versions = tuple(map(transforms.version, transforms.names(recipe.transform)))
+    transform = _transform(recipe.transform, versions, brought, num_classes, kind)
     optimizer, schedule = _optimizer(recipe.optimizer, recipe.epochs, steps)
     model = models.build(
         recipe.model,
@@ -97,12 +99,32 @@ def _optimizer(optimizer: Optimizer, epochs: int, steps: int) -> tuple[optax.Gra
     return optimizer.build(epochs, steps)
 
 
-def _brought(name: str, options: Mapping[str, Any], num_classes: int, kind: str) -> Transform | None:
-    """The transform that a method brings along, such as mixup's."""
+Brought = tuple[Callable[..., Transform], Options]
+
+
+# Equal transforms are one object, whatever T or alpha is, so that students can be asked whether theirs are the same.
+@functools.lru_cache(maxsize=4096)
+def _transform(
+    entries: tuple[Any, ...], versions: tuple[str, ...], brought: tuple[Brought, ...], num_classes: int, kind: str
+) -> Transform:
+    """The transforms of a recipe, in those versions, then those that its methods bring along."""
+    return transforms.chain(
+        transforms.build(entries, num_classes=num_classes, kind=kind),
+        *(make(num_classes=num_classes, **options) for make, options in brought),
+    )
+
+
+def _brought(name: str, options: Mapping[str, Any], kind: str) -> Brought | None:
+    """What makes the transform that a method brings along, such as mixup's, and those of its options that it takes."""
     make, version = objectives.METHODS[name].transform, objectives.METHODS[name].version
-    if make is not None and kind == "text" and not version:
+    if make is None:
+        return None
+    if kind == "text" and not version:
         raise Refused(
             f"method {name!r} changes its inputs as pixels can be changed (mixup, or two views), and this data set "
             "holds text; choose another method."
         )
-    return None if make is None else make(num_classes=num_classes, **options)
+    taken = inspect.signature(make).parameters.values()
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
+    names = {*options} if every else {parameter.name for parameter in taken}
+    return make, Options({key: value for key, value in options.items() if key in names})

@@ -44,6 +44,10 @@ def run_all(
       OSError, MemoryError: as one process, whichever task met it; the others save and stop.
     """
     targets = [*targets]
+    if settings.cohort > 1:
+        raise Refused(
+            f"run.cohort is {settings.cohort}, and --executor=ray makes every stage a task of its own; set it to 1."
+        )
     ray = _connected()
     planned = {row.stage.id: row for row in planning.plan(targets, Path(settings.workdir))}
     gpus = _gpus(ray, settings)

@@ -8,16 +8,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdjax import checkpoints, claim, console, layout, programs, results, signals, stages
+from kdjax import checkpoints, console, layout, programs, signals, stages
+from kdjax.cohort import Diverged
+from kdjax.cohort_stages import Holder, reused, run_cohort, run_stage
 from kdjax.errors import Held, Refused
+from kdjax.grouping import groups, refuse_large
 from kdjax.objectives import Objective
 from kdjax.parts import parts
-from kdjax.processes import any_process, on_primary
+from kdjax.processes import any_process
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
-from kdjax.stage_run import StageRun
 from kdjax.stages import Stage
-from kdjax.trainer import Diverged
+
+__all__ = [
+    "WAIT_SECONDS",
+    "Outcome",
+    "check_settings",
+    "refuse_early",
+    "reused",
+    "run_all",
+    "run_cohort",
+    "run_stage",
+    "work",
+]
 
 WAIT_SECONDS = 5.0
 """Between two looks at stages that other processes hold."""
@@ -67,12 +80,14 @@ def refuse_early(queue: Sequence[Stage], settings: Settings) -> None:
     """Refuses what can be refused before anything compiles, of stages in the order of `stages.order`.
 
     Raises:
-      Refused: see `stages.check_all`; a batch that the devices cannot share out evenly.
+      Refused: see `stages.check_all`; a batch that the devices cannot share out evenly; a cohort that is too large.
     """
     mesh, workdir = layout.mesh(settings.devices), Path(settings.workdir)
     for stage in queue:
         layout.check_batch(stage.recipe.batch_size, mesh)
     stages.check_all(queue, begin=lambda stage: not (stage.directory(workdir) / checkpoints.MANIFEST).exists())
+    for group in groups(queue, settings.cohort):
+        refuse_large(group)
 
 
 def work(
@@ -103,7 +118,7 @@ def work(
             still = False
         else:
             if not still:
-                reason = next(iter(table.holders.values()))
+                reason = next(iter(table.holders.values())).sentence
                 tell(f"waiting for {len(held)} stages that other processes hold or lead up to: {reason}")
             still = True
             _wait(asked, WAIT_SECONDS if pause is None else pause)
@@ -128,49 +143,64 @@ class _Table:
         failures: dict[str, str],
     ):
         self.settings, self.reporter, self.asked = settings, reporter, asked
-        self.outcome, self.holders = Outcome({}, failures), dict[str, str]()
+        self.outcome, self.holders = Outcome({}, failures), dict[str, Holder]()
         self._positions = {stage.id: n for n, stage in enumerate(queue, 1)}
         self._users = Counter(_objective(stage) for stage in queue)
+        formed = groups(queue, settings.cohort)
+        self._groups = {stage.id: group for group in formed for stage in group}
 
     def work_through(self, pending: list[Stage]) -> list[Stage]:
         """Runs what can be run; returns the stages that another process holds, and those taught by them."""
         held: list[Stage] = []
-        for stage in pending:
+        left = {stage.id: stage for stage in pending}
+        while left:
+            first = next(iter(left.values()))
+            group = [left.pop(stage.id) for stage in self._groups[first.id] if stage.id in left]
             if any_process(bool(self.asked)):
-                raise Interrupted(f"stopped before {stage.name}; everything is saved, run the same command to go on.")
-            if not self._run(stage):
-                held.append(stage)
-                continue
-            objective = _objective(stage)
-            self._users[objective] -= 1
-            if self._users[objective] <= 0:
-                programs.forget_programs(objective)
+                raise Interrupted(f"stopped before {first.name}; everything is saved, run the same command to go on.")
+            waiting = self._run(group)
+            held += waiting
+            for stage in group:
+                if not any(stage is other for other in waiting):
+                    self._forget(_objective(stage))
         return held
 
-    def _run(self, stage: Stage) -> bool:
-        """Whether the stage has ended, with a result or a failure."""
+    def _forget(self, objective: Objective) -> None:
+        """Drops the programs of an objective after the last stage that has it."""
+        self._users[objective] -= 1
+        if self._users[objective] <= 0:
+            programs.forget_programs(objective)
+
+    def _run(self, group: Sequence[Stage]) -> list[Stage]:
+        """Runs those of a cohort that can be run; returns the stages that have neither a result nor a failure."""
         finished, failures = self.outcome
-        if stage.id in failures:
-            return True
-        for parent in stage.parents:
-            if parent.id in failures:
-                kind = "the stage that it is as soft as" if parent is stage.as_soft_as else "its teacher"
-                failures[stage.id] = f"{kind}, {parent.name!r}, failed"
-                return True
-        if any(parent.id not in finished for parent in stage.parents):
-            return False
-        position = self._positions[stage.id]
-        try:
-            finished[stage.id] = run_stage(
-                stage, self.settings, self.reporter, self.asked, position, len(self._positions)
-            )
-        except Held as error:
-            self.holders[stage.id] = str(error)
-            return False
-        except Diverged as error:
-            failures[stage.id] = str(error)
-            self.reporter.message(f"{stage.name}: {error}")
-        return True
+        waiting, ready = [], []
+        for stage in group:
+            failed = next((parent for parent in stage.parents if parent.id in failures), None)
+            if stage.id in failures:
+                continue
+            if failed is not None:
+                kind = "the stage that it is as soft as" if failed is stage.as_soft_as else "its teacher"
+                failures[stage.id] = f"{kind}, {failed.name!r}, failed"
+            elif any(parent.id not in finished for parent in stage.parents):
+                waiting.append(stage)
+            else:
+                ready.append(stage)
+        if not ready:
+            return waiting
+        places = [self._positions[stage.id] for stage in ready]
+        outcomes = run_cohort(
+            ready, self.settings, self.reporter, self.asked, places, len(self._positions), self.holders
+        )
+        for stage in ready:
+            outcome = outcomes[stage.id]
+            if isinstance(outcome, Held):
+                waiting.append(stage)
+            elif isinstance(outcome, Diverged):
+                failures[stage.id] = str(outcome)
+            else:
+                finished[stage.id] = outcome
+        return waiting
 
 
 def _objective(stage: Stage) -> Objective:
@@ -183,61 +213,3 @@ def _wait(asked: Mapping[str, int], seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not asked:
         time.sleep(min(0.1, seconds))
-
-
-def run_stage(
-    stage: Stage,
-    settings: Settings,
-    reporter: console.Reporter,
-    asked: signals.Asked | None = None,
-    position: int = 1,
-    total: int = 1,
-) -> Result:
-    """One stage: reused if its manifest verifies, resumed if it was begun, trained otherwise.
-
-    Raises:
-      Refused: the directory belongs to another recipe, or cannot be written.
-      Held: another process is at work on it.
-      Diverged: a term was not finite; nothing after the last good checkpoint is kept.
-      Interrupted: a signal came; the state is saved.
-    """
-    asked = asked if asked is not None else signals.Asked()
-    workdir = Path(settings.workdir)
-    directory = stage.directory(workdir)
-    if (result := reused(stage, workdir, reporter, position, total)) is not None:
-        return result
-    if stage.place is not None:
-        raise Refused(f"{directory} is not finished, or was changed since the command began; finish that run first.")
-    with claim.locked(directory) as confirm:
-        # Under the lock: whoever held it until now may have finished the stage, or still be listing its files.
-        if on_primary(lambda: _done(stage, directory)):
-            return results.read(stage, workdir)
-        on_primary(lambda: claim.write_owner(stage, directory))
-        return StageRun(stage, settings, reporter, asked, confirm).finish(position, total)
-
-
-def reused(stage: Stage, workdir: Path, reporter: console.Reporter, position: int = 1, total: int = 1) -> Result | None:
-    """The result of a stage that was finished before; None where its manifest does not verify.
-
-    Raises:
-      Refused: it was computed with a default that has changed since.
-    """
-    if not on_primary(lambda: _done(stage, stage.directory(workdir))):
-        return None
-    reporter.stage(stage.name, position, total, stage.recipe.epochs, note=f"done before, reused ({stage.id})")
-    result = results.read(stage, workdir)
-    if text := result.other_numerics():
-        reporter.message(f"{stage.name}: computed under other settings: {text}; its numbers stay as they are.")
-    return result
-
-
-def _done(stage: Stage, directory: Path) -> bool:
-    """Whether the manifest verifies.
-
-    Raises:
-      Refused: it does, and was computed with a default that has changed since.
-    """
-    if checkpoints.verify_manifest(directory, stage.owner):
-        return False
-    claim.check_owner(stage, directory)
-    return True

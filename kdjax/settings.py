@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kdjax import writers
-from kdjax.errors import one_of, within
+from kdjax.errors import Refused, one_of, within
 from kdjax.feeds import FEEDS
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
@@ -27,6 +27,8 @@ class Settings:
       devices: how many; 0 means all.
       steps_per_call: optimizer steps scanned per compiled call; 0 chooses 1 on CPU, where gradient convolutions in a
         loop fall to a slow kernel, and up to 16 elsewhere.
+      cohort: the most students that are trained in one compiled step, of those that share teacher, data, order and
+        augmentation; 1 trains each alone.
       eval_batch_size: examples per prediction call.
       feed: "resident" keeps the training split on the device, "streamed" reads batches when they are needed, "auto"
         streams what is not in memory.
@@ -40,6 +42,7 @@ class Settings:
     keep: int = 2
     devices: int = 0
     steps_per_call: int = 0
+    cohort: int = 1
     eval_batch_size: int = 500
     feed: str = "auto"
     readers: int = 8
@@ -51,10 +54,15 @@ class Settings:
         Raises:
           Refused: naming the field.
         """
-        for name in ("checkpoint_epochs", "keep", "eval_batch_size", "readers"):
+        for name in ("checkpoint_epochs", "keep", "cohort", "eval_batch_size", "readers"):
             within(f"run.{name}", getattr(self, name), 1)
         for name in ("checkpoint_steps", "devices", "steps_per_call"):
             within(f"run.{name}", getattr(self, name), 0)
         one_of("run.feed", self.feed, FEEDS)
+        if self.writer == "wandb" and self.cohort > 1:
+            raise Refused(
+                f"run.writer is 'wandb', which has one run at a time in a process, and run.cohort is {self.cohort}; "
+                "set run.cohort to 1, or choose tensorboard."
+            )
         writers.check(self.writer)
         return self

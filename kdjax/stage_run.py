@@ -6,31 +6,30 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from kdjax import checkpoints, console, data, metrics, predictor, provenance, results, stages, writers
 from kdjax.layout import to_host
-from kdjax.processes import any_process, on_primary
+from kdjax.processes import on_primary
 from kdjax.results import Result
-from kdjax.settings import Interrupted, Settings
-from kdjax.signals import Asked
+from kdjax.settings import Settings
 from kdjax.stages import Stage
 from kdjax.step import State
-from kdjax.tasks import task
+from kdjax.tasks import Task, task
 from kdjax.trainer import Progress, Trainer
 
 
 class StageRun:
-    """Trains one stage, from the newest checkpoint that verifies, and evaluates it once.
+    """What is on disk of one stage while it trains: `restored`, begun, recorded and ended by `kdjax.cohort_stages`,
+    alone or side by side with the other members of a cohort.
 
     Args:
-      asked: not empty once a signal has asked for a stop.
       confirm: raises Held where the stage's directory is no longer this run's; called before what is written counts.
+      beside: another member of its cohort, whose teacher, and data on the device, it takes.
     """
 
     def __init__(
@@ -38,23 +37,25 @@ class StageRun:
         stage: Stage,
         settings: Settings,
         reporter: console.Reporter,
-        asked: Asked,
         confirm: Callable[[], None] = lambda: None,
+        beside: StageRun | None = None,
     ):
-        self.stage, self.settings, self.reporter, self.asked = stage, settings, reporter, asked
+        self.stage, self.settings, self.reporter = stage, settings, reporter
         self.confirm = confirm
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
-        teacher = results.teacher_of(stage, self.workdir, settings.devices)
+        here = None if beside is None else beside.task
+        teacher = results.teacher_of(stage, self.workdir, settings.devices) if here is None else here.teacher
         start = results.start_of(stage, self.workdir)
-        self.task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher, start=start)
-        self.trainer = Trainer(
+        self.task: Task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher, start=start)
+        self.trainer: Trainer = Trainer(
             self.task,
             devices=settings.devices,
             steps_per_call=settings.steps_per_call,
             eval_batch_size=settings.eval_batch_size,
             feed=settings.feed,
             readers=settings.readers,
+            beside=None if beside is None else beside.trainer,
         )
         self.store = results.checkpoints_of(stage, self.workdir, "checkpoints", keep=settings.keep)
         # Keep `selected` back to the oldest resumable state: whichever is resumed then has its best epoch on disk.
@@ -64,58 +65,91 @@ class StageRun:
         self.window: dict[str, list[float]] = {}
         self.sessions: list[dict[str, Any]] = []
 
-    def finish(self, position: int, total: int) -> Result:
-        """The result, after all epochs that are left.
+    def saved(self) -> dict[int, list[str]]:
+        """Step -> ids of the stages that were trained in one step with this one, itself included, of each checkpoint
+        that verifies, the newest first.
 
         Raises:
-          Diverged: a term was not finite; nothing after the last good checkpoint is kept.
-          Interrupted: a signal came; the state is saved.
+          Damaged: there are checkpoints and none verifies.
         """
-        began = time.monotonic()
-        self.reporter.stage(self.stage.name, position, total, self.stage.recipe.epochs)
-        state = self._resume()
-        if not self.task.epochs:
-            self.best.save(0, to_host(state.variables))
-        # Several processes agree on a stop only where all of them ask, at the end of a window.
-        alone = jax.process_count() == 1
-        with self._writing(int(state.step)) as self.writer:
-            with self.asked.later():
-                for progress in self.trainer.epochs(
-                    state,
-                    every=self.settings.checkpoint_steps,
-                    asked=lambda: alone and bool(self.asked),
-                    evaluate=True,
-                ):
-                    self._record(progress)
-            self._evaluate(began)
-        self.best.prune(1)
-        on_primary(lambda: checkpoints.write_manifest(self.directory, self.stage.owner) and None)
-        return results.read(self.stage, self.workdir, reused=False)
+        verified: dict[str, list[str]] = on_primary(self._saved)
+        if not verified:
+            self.store.restore(self.trainer.abstract())  # says what is wrong, if anything is there
+        return {int(step): ids for step, ids in verified.items()}
 
-    def _writing(self, step: int) -> contextlib.AbstractContextManager[writers.Writer]:
-        stage, kind = self.stage, self.settings.writer
-        recipe = stage.recipe.resolved()
-        return writers.opened(kind, self.workdir, run=stage.id, title=stage.name, config=recipe, step=step)
+    def _saved(self) -> dict[str, list[str]]:
+        verified = {}
+        for step in reversed(self.store.steps()):
+            if problems := self.store.problems(step):
+                self.reporter.message(f"checkpoint {self.store.directory / str(step)} is damaged: {problems[0]}.")
+                continue
+            extra = self.store.extra(step)
+            if self._unreadable(extra) is None:
+                verified[str(step)] = self._cohort()
+        return verified
 
-    def _resume(self) -> State:
-        """The newest state that verifies, with its log; the state at step 0 if there is none."""
-        restored = self.store.restore(self.trainer.abstract())
+    def _cohort(self) -> list[str]:
+        """Ids of the stages that the last session trained in one step."""
+        return self.sessions[-1].get("cohort", [self.stage.id]) if self.sessions else [self.stage.id]
+
+    def restored(self, step: int | None = None) -> checkpoints.Restored | None:
+        """The newest state that verifies, or that of a step, with its log; None where there is none to go on from."""
+        restored = self.store.restore(self.trainer.abstract(), step=step)
         for message in restored.skipped if restored is not None else ():
             self.reporter.message(message)
         if restored is not None:
             problem = self._unreadable(restored.extra) or self._lost_selection()
             if problem:
                 self.reporter.message(f"{problem}; the stage begins anew.")
-                restored, self.lines, self.window, self.sessions = None, [], {}, []
+                return None
+        return restored
+
+    def begin(self, restored: checkpoints.Restored | None, cohort: Sequence[str]) -> State:
+        """The state to go on from, the one at step 0 without any; what was written later is dropped.
+
+        Args:
+          restored: what `restored` returned, or None.
+          cohort: ids of the stages that are trained in one step with this one, itself included.
+        """
+        if restored is None:
+            self.lines, self.window, self.sessions = [], {}, []
         at = -1 if restored is None else restored.step
-        self._begin_session(max(at, 0))
+        left = restored is not None and restored.step < self.task.total_steps
+        if left and len(before := self._cohort()) != len(cohort):
+            self.reporter.message(
+                f"{self.stage.name}: its last session trained {len(before)} stages in one step, and this one trains "
+                f"{len(cohort)}; its numbers stay the same to rounding."
+            )
+        self.note_session(max(at, 0), cohort)
         self.store.rewind(at)
         self.best.rewind(at)
         on_primary(self._write_lines)
-        if restored is None:
-            return self.trainer.init()
-        self.reporter.message(f"{self.stage.name}: resumed at step {at}")
-        return restored.tree
+        state = self.trainer.init() if restored is None else restored.tree
+        if restored is not None:
+            self.reporter.message(f"{self.stage.name}: resumed at step {at}")
+        if not self.task.epochs:
+            self.best.save(0, to_host(state.variables))
+        return state
+
+    @contextlib.contextmanager
+    def writing(self, step: int) -> Iterator[None]:
+        """Within it the numbers of every epoch go to `run.writer` too, from that step on."""
+        stage, kind = self.stage, self.settings.writer
+        recipe = stage.recipe.resolved()
+        with writers.opened(kind, self.workdir, run=stage.id, title=stage.name, config=recipe, step=step) as writer:
+            self.writer: writers.Writer = writer
+            yield
+
+    def end(self, began: float) -> Result:
+        """Evaluates the selected epoch and closes the directory; the result.
+
+        Args:
+          began: when, by `time.monotonic`.
+        """
+        self._evaluate(began)
+        self.best.prune(1)
+        on_primary(lambda: checkpoints.write_manifest(self.directory, self.stage.owner) and None)
+        return results.read(self.stage, self.workdir, reused=False)
 
     def _unreadable(self, extra: Mapping[str, Any]) -> str | None:
         """Takes the log and the sessions from a checkpoint; what is wrong with them if they are not what is saved."""
@@ -130,12 +164,13 @@ class StageRun:
         self.lines, self.window, self.sessions = lines, window, sessions
         return None
 
-    def _begin_session(self, at: int) -> None:
-        """Notes the settings that change numbers, and says so where the last session had others."""
+    def note_session(self, at: int, cohort: Sequence[str]) -> None:
+        """Notes the settings that change numbers, and the cohort; says so where the last session had other settings."""
         now = provenance.numerics()
         if self.sessions and (text := provenance.difference(self.sessions[-1]["numerics"], now)):
             self.reporter.message(f"{self.stage.name}: resumed under other settings: {text}; numbers may differ.")
-        self.sessions.append({"step": at, "numerics": now})
+        several = {"cohort": [*cohort]} if len(cohort) > 1 else {}
+        self.sessions.append({"step": at, "numerics": now, **several})
 
     def _selected(self) -> int | None:
         """The step whose variables are the stage's outcome so far; the last epoch's are known only at the end."""
@@ -151,20 +186,15 @@ class StageRun:
         problems = on_primary(lambda: self.best.problems(at)) if at is not None else []
         return f"checkpoint {self.best.directory / str(at)} is damaged: {problems[0]}" if problems else None
 
-    def _record(self, progress: Progress) -> None:
-        """Logs and saves what is due, and stops here if a signal asked for it."""
+    def record(self, progress: Progress, save: bool = False) -> None:
+        """Logs these steps, and saves the state if that is due or asked for."""
         for name, values in progress.logs.items():
             self.window.setdefault(name, []).extend(float(v) for v in values)
-        stop = any_process(bool(self.asked))
         if progress.ended:
             self._close_epoch(progress)
-        if stop or self._due(progress):
+        if save or self._due(progress):
             self.confirm()
             self.store.save(progress.step, progress.state, extra=self._extra())
-        if stop and progress.step < self.task.total_steps:
-            raise Interrupted(
-                f"{self.stage.name}: stopped at step {progress.step} and saved; run the same command to go on."
-            )
 
     def _extra(self) -> dict[str, Any]:
         return {"window": self.window, "lines": self.lines, "sessions": self.sessions}
@@ -192,8 +222,6 @@ class StageRun:
         self.window = {}
         on_primary(self._write_lines)
         self.writer.write(progress.step, {name: line[name] for name in ("train", "calibration", "lr") if name in line})
-        text = f"top-1 {scores['top1']:.1%} ECE {scores['ece']:.1%}"
-        self.reporter.epoch(progress.epoch, train["loss"], text)
 
     def _write_lines(self) -> None:
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.lines)

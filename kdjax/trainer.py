@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from kdjax import data, layout, programs, step
+from kdjax.cohort import Cohort, Diverged, Progress, refuse_different, shared
 from kdjax.data import order
 from kdjax.elements import Elements
 from kdjax.errors import Refused, one_of
@@ -21,30 +21,6 @@ from kdjax.step import State
 from kdjax.tasks import Task, abstract, example, init_program, task, train_program
 from kdjax.teacher_pass import Taught
 from kdjax.types import Dataset, PyTree, Split
-
-
-class Diverged(RuntimeError):
-    """A loss or gradient is not finite: exit code 70, the last good checkpoint is kept."""
-
-
-class Progress(NamedTuple):
-    """What `Trainer.epochs` yields.
-
-    Attributes:
-      state: after the steps; it is donated to the steps that follow, so read what you need before going on.
-      step: optimizer steps completed.
-      epoch: epochs completed.
-      ended: whether an epoch has just ended, and the objective has been refreshed.
-      logs: name -> [steps since the last yield] float32.
-      calibration_logits: [N, K] of the calibration split, where they were computed at the end of this epoch.
-    """
-
-    state: State
-    step: int
-    epoch: int
-    ended: bool
-    logs: Mapping[str, np.ndarray]
-    calibration_logits: np.ndarray | None
 
 
 class Trainer:
@@ -62,6 +38,7 @@ class Trainer:
       feed: "resident" keeps the training split on the device, "streamed" sends batches from the host; "auto" streams
         what is not in memory. The numbers are the same.
       readers: threads that read and decode a stream.
+      beside: another trainer of the same `kdjax.Cohort`, whose devices, data and teacher on them this one takes.
     """
 
     def __init__(
@@ -73,9 +50,13 @@ class Trainer:
         eval_batch_size: int = 500,
         feed: str = "auto",
         readers: int = 8,
+        beside: Trainer | None = None,
     ):
         self.task = task
-        self.mesh = layout.mesh(devices)
+        if beside is not None:
+            refuse_different([shared(beside.task), shared(task)])
+        self._lead: Trainer = self if beside is None else beside._lead
+        self.mesh: Mesh = layout.mesh(devices) if beside is None else beside.mesh
         layout.check_batch(task.batch_size, self.mesh)
         n = self.mesh.devices.size
         self.eval_batch_size = -(-eval_batch_size // n) * n
@@ -85,11 +66,15 @@ class Trainer:
         self._step = functools.partial(train_program, [task], self.mesh)
         self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
         one_of("feed", feed, FEEDS)
-        self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
-        self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
-        self._elements = self._new_elements()
         self._calibration: Feed = None
-        self.taught = Taught(task, self.mesh, self.feed, self._new_elements)
+        if beside is None:
+            self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
+            self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
+            self.elements = self._new_elements()
+            self.taught = Taught(task, self.mesh, self.feed, self._new_elements)
+        else:
+            self.steps_per_call, self.streamed, self.feed = beside.steps_per_call, beside.streamed, beside.feed
+            self.elements, self.taught = beside.elements, beside.taught
 
     def init(self) -> State:
         """The state at step 0."""
@@ -122,37 +107,16 @@ class Trainer:
         Raises:
           Diverged: a term, or a logit of the calibration split, is not finite.
         """
-        state = self.init() if state is None else state
-        per_epoch, at = self.task.steps_per_epoch, int(state.step)
-        while at < self.task.total_steps:
-            end = (at // per_epoch + 1) * per_epoch
-            stop = min(end, (at // every + 1) * every) if every else end
-            before, collected = at, []
-            for state, logs in self.steps(state, stop=stop):
-                collected.append(logs)
-                at += len(logs["loss"])
-                if asked():
-                    break
-            logs = gather(collected)
-            refuse_divergence(logs, before, self.task.parts.schedule)
-            logits = None
-            if at == end:
-                state, logits = self.refreshed(state, evaluate=evaluate)
-            yield Progress(state, at, at // per_epoch, at == end, logs, logits)
+        states = None if state is None else [state]
+        for (outcome,) in Cohort([self]).epochs(states, every=every, asked=asked, evaluate=evaluate):
+            if isinstance(outcome, Diverged):
+                raise outcome
+            yield outcome
 
     def steps(self, state: State, *, stop: int | None = None) -> Iterator[tuple[State, dict[str, Any]]]:
         """From `state` to the end of its epoch, or to step `stop`; yields (state, logs) after each call, without the
         refresh at the end of an epoch. The state passed in is donated, and so is each one yielded, to the next call."""
-        seed, per_epoch, at = np.uint32(self.task.seed), self.task.steps_per_epoch, int(state.step)
-        end = (at // per_epoch + 1) * per_epoch
-        stop = end if stop is None else min(stop, end)
-        variables = self.taught.at(at // per_epoch)
-        while at < stop:
-            # A shorter last call is one more compile and the same numbers.
-            k = min(self.steps_per_call, stop - at)
-            program = self._step(steps_per_call=k)
-            (state,), (logs,) = program((state,), self.feed, self._elements.at(at, k), variables, seed)
-            at += k
+        for (state,), (logs,) in Cohort([self]).steps([state], stop=stop):
             yield state, logs
 
     def refreshed(self, state: State, *, evaluate: bool = False) -> tuple[State, np.ndarray | None]:
@@ -180,8 +144,8 @@ class Trainer:
     def predict(self, variables: PyTree, split: Split) -> np.ndarray:
         """Logits [N, K] or [N, R, K] of a split, every example once."""
         feed: Feed = None
-        if split is self.task.dataset.calibration and not data.is_lazy(split):
-            feed = self._calibration = self._calibration or self._resident(split)
+        if split is self._lead.task.dataset.calibration and not data.is_lazy(split):
+            feed = self._lead._calibration = self._lead._calibration or self._resident(split)
         return predict(self._predict, variables, split, self.mesh, self.eval_batch_size, feed)
 
     def _resident(self, split: Split) -> Feed:
@@ -264,22 +228,3 @@ def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: i
         trainer = Trainer(task(recipe, data.without(dataset, (part, folds, recipe.seed))), devices=devices)
         logits[held_out] = trainer.predict(fit(trainer).variables, data.take(dataset.train, held_out))
     return logits
-
-
-def gather(collected: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The logs of many calls as one [steps] array a name, fetched at once."""
-    host = jax.device_get(collected)
-    return {name: np.concatenate([np.atleast_1d(c[name]) for c in host]) for name in (host[0] if host else ())}
-
-
-def refuse_divergence(logs: Mapping[str, np.ndarray], before: int, schedule: optax.Schedule | None = None) -> None:
-    """Raises Diverged, naming the first bad step, the term and the learning rate, if any value is not finite."""
-    bad = step.first_not_finite(logs)
-    if bad is None:
-        return
-    position, name = bad
-    rate = "" if schedule is None else f" at learning rate {float(schedule(before + position)):.3g}"
-    raise Diverged(
-        f"term {name!r} is {logs[name][position]} at step {before + position + 1}{rate}; the last checkpoint is kept. "
-        "Lower recipe optimizer.lr, or set optimizer.clip_norm."
-    )

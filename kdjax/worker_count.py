@@ -12,6 +12,7 @@ import jax
 
 from kdjax import layout, limits, provenance, stages
 from kdjax.errors import Refused
+from kdjax.grouping import groups
 from kdjax.planning import Planned
 from kdjax.settings import Settings
 
@@ -67,14 +68,18 @@ def possible(typed: str, settings: Settings) -> bool:
     return typed != "1"
 
 
-def choose(typed: str, planned: Sequence[Planned]) -> tuple[int, str]:
-    """(workers, a sentence where they are fewer than there is work for) for planned stages."""
+def choose(typed: str, planned: Sequence[Planned], cohort: int = 1) -> tuple[int, str]:
+    """(workers, a sentence where they are fewer than there is work for) for planned stages, of which a worker takes up
+    to `cohort` at a time."""
     missing = [row for row in planned if row.status != "done"]
-    wanted = min(_paying(missing) if typed == AUTO else int(typed), max(len(missing), 1))
+    wanted = min(_paying(missing, cohort) if typed == AUTO else int(typed), max(len(missing), 1))
     if wanted < 2:
         return 1, ""
     kinds = {stages.kind_of(row.stage): row for row in missing}
-    available, each = limits.available(), max(map(needed, kinds.values()))
+    bytes_of = {kind: needed(row) - WORKER_BYTES for kind, row in kinds.items()}
+    formed = groups([row.stage for row in missing], cohort)
+    available = limits.available()
+    each = WORKER_BYTES + max(sum(bytes_of[stages.kind_of(stage)] for stage in group) for group in formed)
     fitting = wanted if available is None else min(wanted, max(1, int(available / each)))
     if available is None or fitting == wanted:
         return wanted, ""
@@ -85,22 +90,24 @@ def choose(typed: str, planned: Sequence[Planned]) -> tuple[int, str]:
     )
 
 
-def _paying(missing: Sequence[Planned]) -> int:
+def _paying(missing: Sequence[Planned], cohort: int) -> int:
     """One a processor, and no more than there are stages that do not wait for each other; 1 where a start costs more
     than is saved."""
-    count = min(provenance.cpus() or 1, independent(missing))
+    count = min(provenance.cpus() or 1, independent(missing, cohort))
     if count < 2:
         return 1
     seconds = sum(max(row.steps * _STEP_SECONDS, row.flops / _FLOPS) + _STAGE_SECONDS for row in missing)
     return count if seconds * (1 - 1 / count) > START_SECONDS else 1
 
 
-def independent(missing: Sequence[Planned]) -> int:
-    """The most stages that are equally many stages away from their first ancestor that is missing."""
+def independent(missing: Sequence[Planned], cohort: int = 1) -> int:
+    """The most stages, or cohorts of them, that are equally many stages away from their first ancestor that is
+    missing."""
     depth: dict[str, int] = {}
     for row in missing:
         depth[row.stage.id] = 1 + max((depth.get(parent.id, 0) for parent in row.stage.parents), default=0)
-    return max(Counter(depth.values()).values(), default=0)
+    first = [group[0].id for group in groups([row.stage for row in missing], cohort)]
+    return max(Counter(depth[stage] for stage in first).values(), default=0)
 
 
 def needed(row: Planned) -> float:

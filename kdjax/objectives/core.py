@@ -149,8 +149,8 @@ class Method(NamedTuple):
       source: paper, and repository where there is one.
       published: the figure the KD(C), RTC or CUD tables print for it, or "-".
       verified: "golden" (the authors' code), "law" (identities and finite differences) or "paper" (formula only).
-      transform: hyper-parameters -> batch transform that the method brings along (mixup, two views), or None. It takes
-        the same keywords as `build`.
+      transform: hyper-parameters -> batch transform that the method brings along (mixup, two views), or None. It is
+        given `num_classes` and those keywords of `build` that it names.
       state: what the objective remembers, in words and bytes, or "".
       weights: of a distiller, the source's weights of label term and soft term; () is (1 - alpha, alpha).
       params: what the objective trains beside the student, in words, or "".

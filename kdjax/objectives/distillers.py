@@ -58,7 +58,7 @@ def mlld(
     return stateless("mlld", value)
 
 
-def _mlld_views(*, weak: tuple[str, ...], strong: tuple[str, ...], num_classes: int, **_: Any) -> Transform:
+def _mlld_views(*, weak: tuple[str, ...], strong: tuple[str, ...], num_classes: int) -> Transform:
     return two_views(weak, strong, num_classes=num_classes)
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from kdjax import checkpoints, console, runs, settings, stages, storage, trainer
+from kdjax import checkpoints, cohort, console, runs, settings, stages, storage
 from kdjax.errors import Refused
 from tests import tiny
 
@@ -35,7 +35,7 @@ def arm(when: str) -> None:
         def stepped(*args, **kwargs):
             for item in original(*args, **kwargs):
                 count["n"] += 1
-                item[0].step.block_until_ready()
+                item[0][0].step.block_until_ready()
                 if count["n"] == int(number):
                     die(sig)
                 yield item
@@ -43,9 +43,9 @@ def arm(when: str) -> None:
         setattr(owner, name, stepped if generator else counted)
 
     if what == "step":
-        after(trainer.Trainer, "steps", generator=True)
+        after(cohort.Cohort, "steps", generator=True)
     elif what == "term":
-        after(trainer.Trainer, "steps", signal.SIGTERM, generator=True)
+        after(cohort.Cohort, "steps", signal.SIGTERM, generator=True)
     elif what == "save":
         after(storage.ocp, "save")
     elif what == "end":

@@ -149,7 +149,7 @@ def test_an_experiment_asks_for_workers_or_computes_itself(tmp_path, monkeypatch
     monkeypatch.setattr(common.runs, "run_all", lambda *words: calls.append(("here",)))
     monkeypatch.setattr(common.ray_cluster, "run_all", lambda *words: calls.append(("ray",)))
     monkeypatch.setattr(common.planning, "plan", lambda *words: [])
-    monkeypatch.setattr(worker_count, "choose", lambda typed, planned: (2, ""))
+    monkeypatch.setattr(worker_count, "choose", lambda typed, planned, cohort: (2, ""))
     monkeypatch.setattr(provenance, "cpus", lambda: 2)
     for word in ("--workers=2", "--workers=1", "--workers=auto", "--executor=ray"):
         given = command.read(["x", word], default="configs/digits.py")
