@@ -63,6 +63,7 @@ def commands(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     flags.DEFINE_string("size", "cpu", "cpu, short or paper, as in configs/table1.py.", values)
     flags.DEFINE_string("workdir", None, "Holds all stages and tables; default runs/SIZE.", values)
     flags.DEFINE_bool("plan", False, "Print what would run; run nothing.", values)
+    flags.DEFINE_bool("probe", False, "With --plan: time five steps of every kind, and say how many hours.", values)
     flags.DEFINE_string("executor", command.LOCAL, "local, or ray: stages are tasks of a Ray cluster.", values)
     flags.DEFINE_string("workers", worker_count.AUTO, "Local processes that share the stages of a table.", values)
     try:
@@ -70,12 +71,19 @@ def commands(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     except flags.Error as error:
         raise Refused(" ".join(str(error).split())) from error
     if len(left) > 1:
-        raise Refused(f"{left[1]!r} is no flag; the flags are --size, --workdir, --workers, --executor and --plan.")
+        raise Refused(
+            f"{left[1]!r} is no flag; the flags are --size, --workdir, --workers, --executor, --plan and --probe."
+        )
+    if values["probe"].value and not values["plan"].value:
+        raise Refused("--probe times steps for a plan; type --plan --probe.")
     size = one_of("--size", str(values["size"].value), SIZES)
     executor = one_of("--executor", str(values["executor"].value), (command.LOCAL, command.RAY))
     elsewhere = f"--executor={executor}" if executor != command.LOCAL else ""
     workers = worker_count.check(str(values["workers"].value), elsewhere=elsewhere)
-    shared = [f"--workdir={values['workdir'].value or f'runs/{size}'}", *(["--plan"] if values["plan"].value else [])]
+    shared = [
+        f"--workdir={values['workdir'].value or f'runs/{size}'}",
+        *(f"--{name}" for name in ("plan", "probe") if values[name].value),
+    ]
     shared += [f"--workers={workers}"] if workers != worker_count.AUTO else []
     shared += [elsewhere] if elsewhere else []
     return [(name, [f"experiments.{name}", f"--config=configs/{name}.py:{size}", *shared]) for name in TABLES]

@@ -8,7 +8,7 @@ import itertools
 import sys
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdjax import models, objectives, planning, stages, tasks, teachers
+from kdjax import models, objectives, outputs, planning, programs, stages, tasks, teachers
 from kdjax.errors import literal
 from kdjax.options import Options
 from kdjax.parts import parts
@@ -24,6 +24,7 @@ from kdjax.recipes import Data, Recipe
 from kdjax.settings import Settings
 from kdjax.stages import Stage
 from kdjax.trainer import Trainer
+from kdjax.types import Dataset
 
 
 def label(recipe: Recipe) -> str:
@@ -35,13 +36,13 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.model} {recipe.distill.method}{temperature}"
 
 
-def show(planned: Sequence[planning.Planned], seconds: Mapping[str, float] | None = None) -> None:
+def show(planned: Sequence[planning.Planned], probed: Probed | None = None) -> None:
     """The DAG as a table, parents first; then what the stages compute and what an epoch leaves out.
 
     Of more than `MOST_ROWS` stages, those that differ in the seed alone share a row.
 
     Args:
-      seconds: of one step by stage id, where they were probed.
+      probed: what a step of each stage takes, where that was timed.
     """
     table = Table(title="plan", title_justify="left")
     for column in ("stage", "id", "taught by", "status", "steps", "TFLOP", "objective state"):
@@ -70,12 +71,11 @@ def show(planned: Sequence[planning.Planned], seconds: Mapping[str, float] | Non
         print(literal(line))
     todo = [row for row in planned if row.status != "done"]
     print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
-    if seconds is not None:
-        total = sum(row.steps * seconds[row.stage.id] for row in todo)
-        steps = len({*map(kind_of_step, (row.stage for row in todo))})
+    if probed is not None:
+        total = sum((row.steps - row.held) * probed.seconds[row.stage.id] for row in todo)
         print(
             f"About {total / 3600:.2f} hours of steps on this machine, one stage after the other, by {PROBED} steps of "
-            f"each of {steps} kinds; compiling, evaluation and what checkpoints hold already are not counted."
+            f"each of {probed.kinds} kinds; compiling and evaluation are not counted."
         )
 
 
@@ -97,53 +97,94 @@ def _by_status(rows: Iterable[planning.Planned]) -> Iterable[list[planning.Plann
     return groups.values()
 
 
-def kind_of_step(stage: Stage) -> Hashable:
-    """What a step's cost depends on, all but numbers and the label term: stages of one kind are probed once."""
-    recipe = stage.recipe
-    networks = [(r.model, r.model_options, r.precision) for r in (recipe, stage.teacher and stage.teacher.recipe) if r]
+class Probed(NamedTuple):
+    """What steps take here.
+
+    Attributes:
+      seconds: stage id -> seconds of one step.
+      kinds: how many kinds of steps were timed.
+    """
+
+    seconds: Mapping[str, float]
+    kinds: int
+
+
+def kind_of_step(stage: Stage, runs_teacher: bool) -> Hashable:
+    """What a step's cost depends on, all but numbers and the label term: stages of one kind are probed once.
+
+    Args:
+      runs_teacher: whether the teacher's network runs in the step; if not, its logits are read.
+    """
+    recipe, teacher = stage.recipe, stages.taught_by(stage) if runs_teacher else None
+    networks = [(r.model, r.model_options, r.precision) for r in (recipe, teacher) if r]
     method = "" if recipe.distill is None else recipe.distill.method
     views = objectives.METHODS[recipe.method].transform
-    return *networks, method, views, recipe.transform, recipe.batch_size, recipe.norm_group, recipe.data
+    return *networks, method, views, recipe.transform, recipe.batch_size, recipe.norm_group, recipe.kind().data
 
 
-def probe(planned: Sequence[planning.Planned], run: Settings) -> dict[str, float]:
-    """Stage id -> seconds of a step here, timed over a few steps of every kind after one that compiles.
+def probe(planned: Sequence[planning.Planned], run: Settings) -> Probed:
+    """Seconds of a step here, timed over a few steps of every kind after what compiles.
 
-    Every network has random weights, pretrained or not; its cost is the same. A stage without steps costs none.
+    Every network has random weights, pretrained or not; its cost is the same. A stage without steps costs none. Where
+    the teacher's logits are stored, its network runs in a share of the steps alone.
     """
     timed: dict[Hashable, float] = {}
-    for row in (row for row in planned if row.steps):
-        kind = kind_of_step(row.stage)
+
+    def seconds(stage: Stage, runs_teacher: bool) -> float:
+        kind = kind_of_step(stage, runs_teacher)
         if kind not in timed:
-            timed[kind] = _seconds(row.stage, run)
-    return {row.stage.id: timed.get(kind_of_step(row.stage), 0.0) for row in planned}
+            timed[kind] = _seconds(stage, run, runs_teacher)
+        return timed[kind]
+
+    found: dict[str, float] = {}
+    for row in planned:
+        share = row.teacher_share if row.steps > row.held else 0.0
+        found[row.stage.id] = share and share * seconds(row.stage, True)
+        if row.steps > row.held and share < 1:
+            found[row.stage.id] += (1 - share) * seconds(row.stage, False)
+    return Probed(found, len(timed))
 
 
-def _seconds(stage: Stage, run: Settings) -> float:
-    recipe, teacher = dataclasses.replace(stage.recipe, init="", init_layers=(), init_head="auto"), None
-    dataset = stages.dataset(recipe.data)
-    if stage.teacher is not None:
-        model = parts(stage.teacher.recipe, stages.dataset(stage.teacher.recipe.data)).model
-        inputs = jax.eval_shape(dataset.prepare, tasks.example(dataset.train))
-        shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
-        teacher = teachers.frozen(model, jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes))
+def _seconds(stage: Stage, run: Settings, runs_teacher: bool) -> float:
+    recipe, dataset = dataclasses.replace(stage.recipe, init="", init_layers=(), init_head="auto"), _data(stage)
+    task = tasks.task(recipe, dataset, _teacher(stage, runs_teacher))
     trainer = Trainer(
-        tasks.task(recipe, dataset, teacher),
+        task._replace(epochs=task.epochs + 2 * PROBED),  # else a run of one step would have none to be timed
         devices=run.devices,
         steps_per_call=run.steps_per_call,
         feed=run.feed,
         readers=run.readers,
     )
-    call = trainer.steps_per_call
-    calls = -(-PROBED // call)
-    state, began, steps = trainer.init(), 0.0, 0
-    for state, _ in trainer.steps(state, stop=call * (1 + calls)):
-        jax.block_until_ready(state.params)
-        if not began:
+    state, compiled, steps, seconds = trainer.init(), set[int](), 0, 0.0
+    while steps < PROBED:
+        began = time.perf_counter()
+        for state, logs in trainer.steps(state):
+            jax.block_until_ready(state)
+            ended, count = time.perf_counter(), len(logs["loss"])
+            if count in compiled:
+                steps, seconds = steps + count, seconds + ended - began
+            if steps >= PROBED:
+                break
+            compiled.add(count)  # a shorter call at the end of an epoch is a program of its own
             began = time.perf_counter()
-        else:
-            steps += call
-    return (time.perf_counter() - began) / max(steps, 1)
+    programs.forget_programs(task.parts.objective)
+    return seconds / steps
+
+
+def _data(stage: Stage) -> Dataset:
+    return stages.dataset(stage.recipe.data)
+
+
+def _teacher(stage: Stage, runs: bool) -> teachers.Teacher | None:
+    """A teacher of random weights, or a table of logits in its place."""
+    taught_by = stages.taught_by(stage)
+    if taught_by is None:
+        return None
+    if not runs:
+        shape = len(_data(stage).train.label), _data(stage).num_classes
+        return teachers.table_of(np.zeros(shape, outputs.dtype(stage.recipe.teacher_outputs)))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), stages.abstract_variables(taught_by))
+    return teachers.frozen(parts(taught_by, stages.dataset(taught_by.data)).model, variables)
 
 
 def computed(stage: Stage) -> list[str]:

@@ -264,6 +264,13 @@ class Checkpoints:
         return f"the checkpoint of step {step} could not be written to {self.directory} ({room}): {reason}; {left}."
 
 
+def newest(directory: Path, owner: Mapping[str, Any]) -> int:
+    """The step of the newest checkpoint that is complete by the sizes of its files, 0 for none; touches nothing."""
+    steps = sorted((int(p.name) for p in directory.iterdir() if p.name.isdecimal()), reverse=True)
+    complete = (s for s in steps if not verify_manifest(directory / str(s), {**owner, "step": s}, contents=False))
+    return next(complete, 0)
+
+
 def _described(path: Path) -> dict[str, Any]:
     """A checkpoint's own account of itself.
 

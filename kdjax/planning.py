@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from kdjax import outputs, shapes, tasks, teacher_logits
+from kdjax import checkpoints, outputs, shapes, tasks, teacher_logits
 from kdjax.parts import parts
 from kdjax.stages import Kind, Stage, abstract_state, check_all, dataset, kind_of, order, status, steps_of, taught_by
 from kdjax.types import Dataset
@@ -24,6 +24,8 @@ class Planned(NamedTuple):
         forward once for the teacher, as XLA counts the unoptimized forward pass. Of a teacher whose logits are stored,
         those of one epoch; by epoch, those that are not there yet, for the first student of the plan that needs them.
       state_bytes: the objective's memory (gamma and edges, or per-example history), which a checkpoint also holds.
+      held: how many of the steps the newest checkpoint holds.
+      teacher_share: of the steps, how many would pay for all that the teacher's network computes.
     """
 
     stage: Stage
@@ -31,6 +33,8 @@ class Planned(NamedTuple):
     steps: int
     flops: float
     state_bytes: int
+    held: int = 0
+    teacher_share: float = 0.0
 
 
 def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
@@ -44,21 +48,26 @@ def plan(stages: Iterable[Stage], workdir: Path) -> list[Planned]:
     queue, workdir = order(stages), Path(workdir)
     states = {stage.id: status(stage, workdir, contents=False) for stage in queue}
     check_all(queue, begin=lambda stage: states[stage.id] != "done")
-    rows, costs, counted = [], dict[Kind, tuple[int, float, float, int]](), set[str]()
+    rows, costs, counted = [], dict[Kind, _Cost](), set[str]()
     for stage in queue:
         kind = kind_of(stage)
         if kind not in costs:
             costs[kind] = _cost(stage)
-        steps, flops, teacher_flops, memory = costs[kind]
-        if states[stage.id] == "done":
-            rows.append(Planned(stage, "done", 0, 0.0, memory))
+        cost, status_now = costs[kind], states[stage.id]
+        if status_now == "done":
+            rows.append(Planned(stage, "done", 0, 0.0, cost.memory))
             continue
-        if teacher_flops and _by_epoch(stage):
+        share = cost.teacher_share
+        if share and _by_epoch(stage):
             key = teacher_logits.key_of(stage)
             missing = stage.recipe.epochs - teacher_logits.epochs_kept(stage, workdir)
-            teacher_flops *= 0 if key in counted else missing / max(stage.recipe.epochs, 1)
+            share = 0.0 if key in counted else missing / max(stage.recipe.epochs, 1)
             counted.add(key)
-        rows.append(Planned(stage, states[stage.id], steps, flops + teacher_flops, memory))
+        owner = {**stage.owner, "part": "checkpoints"}
+        begun = status_now == "resumable"
+        held = checkpoints.newest(stage.directory(workdir) / "checkpoints", owner) if begun else 0
+        flops = cost.flops + share * cost.teacher_flops
+        rows.append(Planned(stage, status_now, cost.steps, flops, cost.memory, held, share))
     return rows
 
 
@@ -95,19 +104,29 @@ def _by_epoch(stage: Stage) -> bool:
     return recipe.distill is not None and outputs.how(recipe, dataset(recipe.data)) == outputs.BY_EPOCH
 
 
-def _cost(stage: Stage) -> tuple[int, float, float, int]:
-    """Steps, operations of student and of teacher, and bytes of the objective's memory, of a stage that is not done."""
+class _Cost(NamedTuple):
+    """Of a stage that is not done: steps, operations of the student and, if it ran in every step, of the teacher, in
+    how many of the steps it does, and bytes of the objective's memory."""
+
+    steps: int
+    flops: float
+    teacher_flops: float
+    teacher_share: float
+    memory: int
+
+
+def _cost(stage: Stage) -> _Cost:
     recipe, examples = stage.recipe, dataset(stage.recipe.data)
     pieces, steps = parts(recipe, examples), steps_of(recipe)
     seen = steps * recipe.batch_size
     flops = 3 * shapes.forward_flops(pieces.model, pieces.prepare, _shapes(examples)) * seen
-    teacher_flops = 0.0
-    if (teacher_recipe := taught_by(stage)) is not None:
+    teacher_flops = share = 0.0
+    if seen and (teacher_recipe := taught_by(stage)) is not None:
         teacher = parts(teacher_recipe, dataset(teacher_recipe.data))
-        forward = shapes.forward_flops(teacher.model, teacher.prepare, _shapes(examples))
+        teacher_flops = shapes.forward_flops(teacher.model, teacher.prepare, _shapes(examples)) * seen
         every_epoch = outputs.how(recipe, examples) in (outputs.LIVE, outputs.BY_EPOCH)
-        teacher_flops = forward * (seen if every_epoch else min(seen, len(examples.train.label)))
-    return steps, flops, teacher_flops, _objective_bytes(stage)
+        share = 1.0 if every_epoch else min(1.0, len(examples.train.label) / seen)
+    return _Cost(steps, flops, teacher_flops, share, _objective_bytes(stage))
 
 
 def _objective_bytes(stage: Stage) -> int:
