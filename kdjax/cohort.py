@@ -23,6 +23,7 @@ from kdjax import step
 from kdjax.errors import Refused
 from kdjax.step import State
 from kdjax.tasks import Task, train_program
+from kdjax.teachers import Teacher
 
 if TYPE_CHECKING:
     from kdjax.trainer import Trainer
@@ -58,18 +59,30 @@ Shared = Mapping[str, tuple[Any, str]]
 
 def shared(task: Task) -> Shared:
     """What tasks of one cohort must have in common. Networks, methods, T, alpha and optimizers may differ."""
-    dataset, teacher = task.dataset, task.teacher
-    taught = (
-        () if teacher is None else (teacher.apply, *map(id, jax.tree.leaves((teacher.variables, teacher.by_epoch))))
-    )
+    dataset = task.dataset
     return {
         "data": ((dataset.fingerprint, dataset.prepare), f"{dataset.name} {dataset.fingerprint[:8]}"),
-        "teacher": (taught, ""),
+        "teacher": (_Teacher(task), ""),
         "seed": (task.seed, str(task.seed)),
         "batch_size": (task.batch_size, str(task.batch_size)),
         "epochs": (task.epochs, str(task.epochs)),
         "transform": (task.parts.transform, ""),
     }
+
+
+class _Teacher:
+    """Whose outputs a task's students learn from: equal for one teacher, as it was given or as a step takes it."""
+
+    def __init__(self, task: Task):
+        self.names = {self._name(teacher) for teacher in (task.given or task.teacher, task.teacher)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Teacher) and bool(self.names & other.names)
+
+    def _name(self, teacher: Teacher | None) -> tuple[Any, ...]:
+        if teacher is None:
+            return ()
+        return teacher.apply, *map(id, jax.tree.leaves((teacher.variables, teacher.by_epoch)))
 
 
 def difference(one: Shared, other: Shared) -> str:

@@ -45,7 +45,7 @@ class StageRun:
         self.workdir = Path(settings.workdir)
         self.directory = stage.directory(self.workdir)
         here = None if beside is None else beside.task
-        teacher = results.teacher_of(stage, self.workdir, settings.devices) if here is None else here.teacher
+        teacher = results.teacher_of(stage, self.workdir, settings.devices) if here is None else here.given
         start = results.start_of(stage, self.workdir)
         self.task: Task = task(stage.recipe, stages.dataset(stage.recipe.data), teacher, start=start)
         self.trainer: Trainer = Trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,12 @@ Start = Callable[[], PyTree]
 
 
 class Task(NamedTuple):
-    """A run as pure functions and arrays: everything that a training loop needs; `start` is None from scratch."""
+    """A run as pure functions and arrays: everything that a training loop needs; `start` is None from scratch.
+
+    Attributes:
+      teacher: as the step takes it, what depends on its variables alone computed already.
+      given: the teacher that it was made of, which tells whether two students have the same.
+    """
 
     parts: Parts
     dataset: Dataset
@@ -32,6 +37,7 @@ class Task(NamedTuple):
     batch_size: int
     seed: int
     start: Start | None = None
+    given: teachers.Teacher | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,9 +122,10 @@ def task(
         pieces = pieces._replace(optimizer=optimizer, schedule=None)
     if start is None and recipe.init:
         start = functools.partial(starts.variables, recipe, dataset)
+    given = teacher
     if teacher is not None and teacher.by_epoch is None:
         teacher = prepared(teacher, pieces, dataset)
-    return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start)
+    return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start, given)
 
 
 def init_program(task: Task, mesh: Mesh) -> programs.Program:
@@ -141,10 +148,24 @@ def teacher_variables(task: Task) -> PyTree:
 
 
 def prepared(teacher: teachers.Teacher, parts: Parts, dataset: Dataset) -> teachers.Teacher:
-    """The teacher on that data set, with what depends on its variables alone computed once (`kdjax.precompute`)."""
+    """The teacher on that data set, with what depends on its variables alone computed once (`kdjax.precompute`).
+
+    Students that are made one after the other of one teacher get one and the same.
+    """
     batch = jax.eval_shape(lambda b: b._replace(inputs=parts.prepare(b.inputs)), example_batch(dataset.train))
-    apply, variables = precompute.precomputed(teacher.apply, teacher.variables, batch)
+    leaves, structure = jax.tree.flatten(teacher.variables)
+    shapes, tree = jax.tree.flatten(batch)
+    key = teacher.apply, structure, tuple(map(id, leaves)), tree, tuple((x.shape, x.dtype) for x in shapes)
+    if key not in _PREPARED:
+        _PREPARED.clear()
+        # The leaves are kept with it, so that none of their ids is another's meanwhile.
+        _PREPARED[key] = leaves, precompute.precomputed(teacher.apply, teacher.variables, batch)
+    apply, variables = _PREPARED[key][1]
     return teacher._replace(apply=apply, variables=variables)
+
+
+_PREPARED: dict[Hashable, tuple[list[Any], tuple[Any, PyTree]]] = {}
+"""The last teacher."""
 
 
 def train_program(tasks: Sequence[Task], mesh: Mesh, *, steps_per_call: int = 1) -> programs.Program:

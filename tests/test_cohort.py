@@ -126,6 +126,8 @@ def test_members_that_differ_in_what_is_shared_are_refused_with_it(made):
     ):
         with pytest.raises(Refused, match=sentence):
             Trainer(made(dataclasses.replace(KD, **change)), beside=first)
+    again = task(KD, first.task.dataset, first.task.teacher)
+    assert len(Cohort([first, Trainer(again, devices=1)]).members) == 2, "as a step takes it, it is the same teacher"
     other = task(KD, first.task.dataset, teachers.scaled(first.task.teacher, 2.0))
     with pytest.raises(Refused, match="differ in teacher; set"):
         Cohort([first, Trainer(other, devices=1)])
