@@ -342,13 +342,14 @@ def test_a_member_that_diverges_fails_alone_and_is_not_waited_for_after_a_kill(n
 def test_a_member_that_another_process_holds_is_left_out(npz, begun, monkeypatch):
     """Its holder may be taking all of them, so that at first nobody is begun."""
     monkeypatch.setattr(runs, "WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(cohort_stages, "SETTLED", 0.005)
+    monkeypatch.setattr(cohort_stages, "SETTLED", 1e9)
     targets = grid(npz, *[changed(KD, alpha=alpha) for alpha in (0.2, 0.4, 0.6)], epochs=1)
     workdir, original = begun(), runs._wait
     lock, waits = checkpoints.Lock(targets[1].directory(workdir)), []
 
     def wait(asked, seconds):
         waits.append([stages.status(stage, workdir) for stage in targets])
+        monkeypatch.setattr(cohort_stages, "SETTLED", 0.0)
         if waits[-1][0] == "done":
             lock.__exit__(None, None, None)
         original(asked, seconds)
