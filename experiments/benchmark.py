@@ -9,13 +9,15 @@
     python -m experiments.benchmark aot --target=h100,h100x8 --json aot.json                        # needs no GPU
     python -m experiments.benchmark aot --target=v5e --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
     python -m experiments.benchmark workers --repeats 5 --json workers.json
+    python -m experiments.benchmark sweep --threads 2 --json sweep.json
     python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
 per (stage, split), and the import. `text`: tokens per second of the distillation step on texts and their share of the
 machine's matrix-product rate, beside PyTorch eager. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the
-calibration errors. Only when they are named: `aot`, the steps compiled for an accelerator that is not here, and
-`workers`, a small table with one local process and with several.
+calibration errors. Only when they are named: `aot`, the steps compiled for an accelerator that is not here, `workers`,
+a small table with one local process and with several, and `sweep`, a T x alpha grid of students as one cohort, one
+after another and in PyTorch.
 Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
 The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
 """
@@ -217,6 +219,36 @@ def workers_section() -> dict[str, Any]:
     return measured
 
 
+def sweep_settings() -> Any:
+    """The sweep section's settings from the flags; networks that do not exist are refused here."""
+    from experiments.benchmark_sweep import Settings
+    from kdjax import models
+
+    chosen = Settings().quick() if _QUICK.value else Settings()
+    given = {
+        "teacher": _TEACHER.value,
+        "student": _STUDENT.value,
+        "batch": within("--batch", _BATCH.value, 0),
+        "precision": _PRECISION.value,
+        "steps_per_call": within("--steps_per_call", _STEPS_PER_CALL.value, 0),
+        "rounds": within("--repeats", _REPEATS.value, 0),
+    }
+    chosen = dataclasses.replace(chosen, torch=_TORCH.value, **{key: value for key, value in given.items() if value})
+    for name in (chosen.teacher, chosen.student):
+        models.build(name, num_classes=2)
+    if chosen.batch > chosen.examples:
+        raise Refused(f"--batch is {chosen.batch}, and the sweep has {chosen.examples} examples; expected no more.")
+    return chosen
+
+
+def sweep_section() -> dict[str, Any]:
+    from experiments import benchmark_sweep
+
+    measured = benchmark_sweep.measure(sweep_settings())
+    benchmark_sweep.show_section(measured)
+    return measured
+
+
 # What runs in fresh processes goes first, while this process is small: a child's memory counters inherit its parent's.
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics": metrics_section,
@@ -224,7 +256,11 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": step_section,
     "text": text_section,
 }
-ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"aot": aot_section, "workers": workers_section}
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {
+    "aot": aot_section,
+    "workers": workers_section,
+    "sweep": sweep_section,
+}
 """Sections that run only when they are named: what they need is not installed everywhere, or they take long."""
 
 
@@ -246,6 +282,8 @@ def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, A
         "memory": f"peak memory of {_MEMORY_CONFIG.value}, from an empty and from a full cache, where its data set is",
         "workers": f"a small table with one worker and with several, {workers_settings().rounds} rounds, where there "
         "are several processors",
+        "sweep": f"{len(sweep_settings().grid)} students as one cohort, one after another, and in PyTorch where it is "
+        f"installed, {sweep_settings().rounds} rounds",
         "step": (
             f"imports, dispatch, compiles, and the distillation step {chosen.teacher} → {chosen.student}, batch "
             f"{chosen.batch}, {chosen.precision}, {_REPEATS.value or chosen.rounds} rounds"

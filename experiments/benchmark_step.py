@@ -168,8 +168,24 @@ def work(s: Settings) -> Work:
     return Work(s, hyper, Trainer(task, devices=1, steps_per_call=per_call), teacher_model, variables)
 
 
-def contest(contestants: Mapping[str, Contestant], s: Settings, per_call: int = 1) -> dict[str, Any]:
-    """Every contestant in turn, A B A B ...; seconds a step by round, and the first call apart (trace and compile)."""
+class Turns(Protocol):
+    """How many turns each contestant gets, and their aimed-at length."""
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+def contest(
+    contestants: Mapping[str, Contestant], s: Turns, per_call: int = 1, *, backwards: bool = False
+) -> dict[str, Any]:
+    """Every contestant in turn, A B A B ...; seconds a step by round, and the first call apart (trace and compile).
+
+    Args:
+      backwards: every second round goes through them backwards, A B B A ...
+    """
     first: dict[str, float] = {}
     steps: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -180,8 +196,9 @@ def contest(contestants: Mapping[str, Contestant], s: Settings, per_call: int = 
         began = time.perf_counter()
         one.advance(per_call)
         steps[name] = per_call * max(1, round(s.seconds / (time.perf_counter() - began)))
-    for _ in range(s.rounds):
-        for name, one in contestants.items():
+    for number in range(s.rounds):
+        order = [*contestants.items()]
+        for name, one in reversed(order) if backwards and number % 2 else order:
             began = time.perf_counter()
             loss = one.advance(steps[name])
             seconds[name].append((time.perf_counter() - began) / steps[name])

@@ -7,7 +7,6 @@ registry, no mesh. A peer has `advance(n) -> loss`, which runs n steps and waits
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.torch_networks import Absent, network
 from kdjax.types import Batch, Model, PyTree, Transform
 
 
@@ -102,16 +102,13 @@ def distillation(logits: Any, labels: Any, teacher_logits: Any, T: float, alpha:
     return jnp.mean((1 - alpha) * cross_entropy + alpha * T**2 * divergence)
 
 
-class Absent(Exception):
-    """A peer that cannot run here; its text says why."""
-
-
 class Torch:
-    """The same step in PyTorch eager, channels-last, one batch on the device; bfloat16 by autocast.
+    """The same step in PyTorch eager, channels-last, its batches on the device; bfloat16 by autocast.
 
     Args:
-      student, teacher: names `wrn_<d>_<k>`.
-      images, labels: one batch, normalized [B, H, W, C] and integers, on the host.
+      student, teacher: names that `experiments.torch_networks` knows.
+      images, labels: one batch, normalized [B, H, W, C] and integers, on the host; or M of them, [M, B, H, W, C] and
+        [M, B], visited round and round.
 
     Raises:
       Absent: no torch, a network it does not know, or no CUDA build where JAX runs on a GPU.
@@ -142,73 +139,37 @@ class Torch:
         layout = {"device": device, "memory_format": torch.channels_last}
         self.torch, self.hyper, self.device = torch, hyper, device
         self.bfloat16 = precision == "bfloat16"
-        self.student = torch_wrn(torch, student, num_classes).to(**layout).train()
-        self.teacher = torch_wrn(torch, teacher, num_classes).to(**layout).eval().requires_grad_(False)
-        self.images = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).to(**layout)
-        self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.student.parameters(), hyper.lr, hyper.momentum, weight_decay=hyper.weight_decay, nesterov=True
-        )
+        self.student = network(torch, student, num_classes).to(**layout).train()
+        self.teacher = network(torch, teacher, num_classes).to(**layout).eval().requires_grad_(False)
+        several = np.array(images).reshape(-1, *np.shape(images)[-4:]).transpose(0, 1, 4, 2, 3)
+        self.images = [torch.from_numpy(batch).to(**layout) for batch in several]
+        self.labels = [torch.from_numpy(np.array(y, np.int64)).to(device) for y in np.atleast_2d(labels)]
+        self.at = 0
+        given = {"lr": hyper.lr, "momentum": hyper.momentum, "weight_decay": hyper.weight_decay, "nesterov": True}
+        try:
+            self.optimizer = torch.optim.SGD(self.student.parameters(), fused=True, **given)
+        except RuntimeError:  # before PyTorch 2.4 on a CPU
+            self.optimizer = torch.optim.SGD(self.student.parameters(), **given)
 
     def advance(self, n: int) -> float:
         """Runs n steps and waits; the last loss."""
         torch, T, alpha = self.torch, self.hyper.T, self.hyper.alpha
         functional = torch.nn.functional
         for _ in range(n):
+            images, labels = (batches[self.at % len(self.images)] for batches in (self.images, self.labels))
+            self.at += 1
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 with torch.no_grad():
-                    targets = self.teacher(self.images)
-                logits = self.student(self.images)
+                    targets = self.teacher(images)
+                logits = self.student(images)
             soft = functional.log_softmax(logits.float() / T, 1)
             hard = functional.log_softmax(targets.float() / T, 1)
             divergence = functional.kl_div(soft, hard, reduction="batchmean", log_target=True)
-            loss = (1 - alpha) * functional.cross_entropy(logits.float(), self.labels) + alpha * T**2 * divergence
+            loss = (1 - alpha) * functional.cross_entropy(logits.float(), labels) + alpha * T**2 * divergence
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
         return float(loss.detach())
-
-
-def torch_wrn(torch: Any, name: str, num_classes: int) -> Any:
-    """WRN-d-k of `kdjax.models` as a PyTorch module: pre-activation blocks, 1x1 shortcuts on the activated input.
-
-    Raises:
-      Absent: any other name.
-    """
-    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
-    if match is None:
-        raise Absent(f"the PyTorch peer knows wrn_<d>_<k> only, not {name}")
-    depth, width = int(match[1]), int(match[2])
-    nn, relu = torch.nn, torch.nn.functional.relu
-
-    class Block(nn.Module):
-        def __init__(self, inside: int, out: int, stride: int):
-            super().__init__()
-            self.norm1, self.norm2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(out)
-            self.conv1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-            self.shortcut = nn.Conv2d(inside, out, 1, stride, bias=False) if inside != out else None
-
-        def forward(self, x: Any) -> Any:
-            active = relu(self.norm1(x))
-            y = self.conv2(relu(self.norm2(self.conv1(active))))
-            return y + (x if self.shortcut is None else self.shortcut(active))
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            widths, blocks = [16, 16 * width, 32 * width, 64 * width], []
-            for stage in (1, 2, 3):
-                for block in range((depth - 4) // 6):
-                    inside = widths[stage - 1] if block == 0 else widths[stage]
-                    blocks.append(Block(inside, widths[stage], 2 if stage > 1 and block == 0 else 1))
-            self.stem, self.blocks = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.Sequential(*blocks)
-            self.norm, self.head = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], num_classes)
-
-        def forward(self, x: Any) -> Any:
-            return self.head(relu(self.norm(self.blocks(self.stem(x)))).mean((2, 3)))
-
-    return Network()
 
 
 def macs(model: Model, variables: PyTree, inputs: Any) -> int:

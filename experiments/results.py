@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app
 
-from experiments import benchmark_tables, common, stored, tables
+from experiments import benchmark_sweep, benchmark_tables, common, stored, tables
 from experiments.sheets import Line, Sheet
 from kdjax import checkpoints, report
 from kdjax.errors import Refused
@@ -131,6 +131,15 @@ def compiled(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def swept(content: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark sweep --json FILE` measured, as Markdown."""
+    section = content["sweep"]
+    grid = report.Grid(benchmark_sweep.COLUMNS, benchmark_sweep.table(section))
+    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
+    lines += [f"{benchmark_sweep.title(section)}:", "", tables.markdown_of(grid).strip(), ""]
+    return "\n".join([*lines, benchmark_sweep.note(section), ""])
+
+
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
@@ -141,6 +150,8 @@ def render(text: str) -> str:
         content = checkpoints.read_json(path)
         if "aot" in content:
             text = compiled(content)
+        elif "sweep" in content:
+            text = swept(content)
         else:
             text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
         return match[1] + "\n" + text + match[3]

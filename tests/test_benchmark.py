@@ -19,9 +19,11 @@ from experiments import (
     benchmark_dispatch,
     benchmark_memory,
     benchmark_step,
+    benchmark_sweep,
     benchmark_text,
     benchmark_workers,
     peers,
+    results,
 )
 from experiments.benchmark_step import Settings
 from kdjax import models
@@ -121,6 +123,8 @@ def test_contest_alternates_and_refuses_nonsense():
 
     measured = benchmark_step.contest({"a": Fake("a"), "b": Fake("b")}, TINY)
     assert turns[-4:] == ["a", "b", "a", "b"] and len(measured["a"]["seconds"]) == TINY.rounds
+    benchmark_step.contest({"a": Fake("a"), "b": Fake("b")}, TINY, backwards=True)
+    assert turns[-4:] == ["a", "b", "b", "a"]
     with pytest.raises(FloatingPointError, match="b has loss nan"):
         benchmark_step.contest({"a": Fake("a"), "b": Fake("b", math.nan)}, TINY)
 
@@ -280,3 +284,69 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
     with pytest.raises(RuntimeError, match="wrote 2 different results"):
         benchmark_workers.measure(settings, (1, 4))
     assert benchmark_workers.measure(settings, (1, 1)) == "there is one processor, and nothing to share out"
+
+
+SWEEP = benchmark_sweep.Settings(
+    teacher="mlp",
+    student="mlp",
+    temperatures=(1.0, 4.0),
+    alphas=(0.9,),
+    batch=8,
+    size=8,
+    num_classes=5,
+    examples=16,
+    rounds=2,
+    seconds=0.001,
+    torch=False,
+)
+
+
+@pytest.mark.slow
+def test_a_grid_is_measured_as_a_cohort_and_one_after_another(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "sweep_settings", lambda: SWEEP)
+    measured = benchmark.sweep_section()
+    assert measured["students"] == 2 and measured["steps_of_a_run"] == 60 * 2
+    assert {*measured["contestants"]} == {benchmark_sweep.COHORT, benchmark_sweep.ALONE}
+    for one in measured["contestants"].values():
+        assert len(one["seconds"]) == one["cohort_times_faster"].n == 2 and one["first_call_s"] > 0
+        assert one["training_s"] == pytest.approx(120 * one["step_s"].median)
+    assert "2 students mlp of one mlp, T in 1, 4, alpha in 0.9, 8x8, batch 8" in capsys.readouterr().out
+    stored = {"sweep": json.loads(json.dumps(benchmark.plain(measured))), "command": "typed", "hardware": {"text": "x"}}
+    assert "| kdjax, one after another |" in results.swept(stored)
+    made = benchmark_sweep.trainers(SWEEP)
+    contestants = benchmark_sweep.Together(made), benchmark_sweep.Each([benchmark_step.Ours(one) for one in made])
+    for _ in range(2):  # over the end of an epoch
+        np.testing.assert_allclose(*(contestant.advance(3) for contestant in contestants), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_torch_grid_takes_the_same_steps():
+    """The same losses from the same parameters and pixels, over an epoch."""
+    torch = pytest.importorskip("torch")
+    s = dataclasses.replace(SWEEP, teacher="wrn_10_1", student="resnet8", temperatures=(4.0,))
+    made = benchmark_sweep.trainers(s)
+    grid = benchmark_sweep.torch_grid(s, made[0])
+    for trainer, peer in zip(made, grid.members, strict=True):
+        _load_by_name(torch, peer.student, trainer.init().variables["params"])
+        _load_by_name(torch, peer.teacher, trainer.task.given.variables["params"])
+        ours = benchmark_step.Ours(trainer)
+        for _ in range(2):
+            assert peer.advance(1) == pytest.approx(ours.advance(1), rel=2e-3)
+
+
+def _load_by_name(torch, network, params):
+    """Copies parameters; a block of PyTorch's sequence is the next `stage<s>_block<b>`."""
+    blocks = zip(network.blocks, sorted(name for name in params if name.startswith("stage")), strict=True)
+    modules = [(network, params), *((module, params[block]) for module, block in blocks)]
+    for layer, p in (
+        (x, held[name]) for module, held in modules for name, x in module.named_children() if name in held
+    ):
+        if "scale" in p:
+            layer.weight.data, layer.bias.data = torch.tensor(np.array(p["scale"])), torch.tensor(np.array(p["bias"]))
+        elif np.ndim(p["kernel"]) == 4:
+            layer.weight.data = torch.tensor(np.array(p["kernel"]).transpose(3, 2, 0, 1))
+        else:
+            layer.weight.data, layer.bias.data = (
+                torch.tensor(np.array(p["kernel"]).T),
+                torch.tensor(np.array(p["bias"])),
+            )
