@@ -5,6 +5,7 @@
     data = load("arrays", path="mine.npz", num_classes=10)               # your own arrays
     data = load("folder", path="my_images", image_size=64)               # your own images, by class
     data = load("files", path="mine.csv", image_size=64)                 # your own images, listed with their labels
+    data = load("tiny_imagenet", path="tiny-imagenet-200")               # its archive, unpacked
     data = load("trec", max_length=32)                                   # public texts, or your own: `kdjax.data.text`
     data = from_arrays(train=(x, y), test=(x_test, y_test), num_classes=10)
 
@@ -18,7 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kdjax.data import digits, folders, listing, prepared, text
+from kdjax.data import digits, folders, listing, prepared, text, tiny_imagenet
 from kdjax.data.arrays import as_source, from_arrays, npz_source
 from kdjax.data.folds import held_out, without
 from kdjax.data.lazy import Lazy, in_memory, is_lazy, one_example, take
@@ -66,6 +67,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrays": npz_source,
     "folder": folders.source,
     "files": listing.source,
+    "tiny_imagenet": tiny_imagenet.source,
     **text.SOURCES,
 }
 """Every source by name; its keyword arguments are the options that it understands. Another name is a prepared set."""

@@ -77,14 +77,16 @@ def _root(path: str | os.PathLike | None) -> Path:
 
 
 def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, Listed]]:
-    folders = _folders(root)
+    folders = class_folders(root)
+    if (root / "val" / "val_annotations.txt").is_file():
+        raise Refused(f"{root} is the archive of Tiny-ImageNet; set data.name=tiny_imagenet.")
     if "train" not in folders:
         if misplaced := sorted({"test", *CALIBRATION} & set(folders)):
             raise Refused(
                 f"{root} has {', '.join(misplaced)} and no train; expected train/CLASS/*.png beside it, or one tree of "
                 "class folders."
             )
-        tree = _files(root, root, folders)
+        tree = images_by_class(root, root, folders)
         test, train = carve(str(root), tree.label, test_examples)
         return folders, {"train": tree.take(train), "test": tree.take(test)}
     validation = [name for name in CALIBRATION if name in folders]
@@ -92,28 +94,60 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
         raise Refused(f"{root} has {' and '.join(validation)}; expected one folder for calibration: remove the other.")
     if "test" not in folders and not validation:
         raise Refused(f"{root} has train and neither test nor val; expected one of them, in the same form.")
-    classes = _folders(root / "train")
-    listed = {"train": _files(root, root / "train", classes)}
+    classes = class_folders(root / "train")
+    listed = {"train": images_by_class(root, root / "train", classes)}
     if "test" in folders and validation:
-        listed["calibration"] = _files(root, root / validation[0], classes)
+        listed["calibration"] = images_by_class(root, root / validation[0], classes)
     if "test" not in folders:
         warnings.warn(
             f"{root} has no test folder, so {validation[0]} is the test split and calibration is held out of train.",
             stacklevel=5,
         )
-    listed["test"] = _files(root, root / ("test" if "test" in folders else validation[0]), classes)
+    listed["test"] = images_by_class(root, root / ("test" if "test" in folders else validation[0]), classes)
     return classes, listed
 
 
-def _folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted.
+
+    Raises:
+      Refused: it cannot be read.
+    """
     try:
         return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise Refused(f"{root} cannot be read ({error.strerror}); expected a folder of class folders.") from error
 
 
-def _files(root: Path, split: Path, classes: list[str]) -> Listed:
-    here = _folders(split)
+def image_names(folder: Path) -> set[str]:
+    """Names of the images in a folder.
+
+    Raises:
+      Refused: it cannot be read, or holds none.
+    """
+    try:
+        names = {entry.name for entry in os.scandir(folder) if _is_image(Path(entry.name))}
+    except OSError as error:
+        raise Refused(f"{folder} cannot be read ({error.strerror}); expected a folder of images.") from error
+    if not names:
+        raise Refused(f"{folder} has no images; expected .jpg, .png or another form that Pillow reads.")
+    return names
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def images_by_class(root: Path, split: Path, classes: list[str], *, warn: bool = True) -> Listed:
+    """The images in the class folders of a split.
+
+    Args:
+      warn: of files that are no images by their names.
+
+    Raises:
+      Refused: a class folder that is not among the classes; no images.
+    """
+    here = class_folders(split)
     if unknown := [name for name in here if name not in classes]:
         raise Refused(
             f"{split} has the class folder {unknown[0]!r}, which train lacks; {nearest(unknown[0], classes)}"
@@ -122,18 +156,18 @@ def _files(root: Path, split: Path, classes: list[str]) -> Listed:
         )
     files: list[str] = []
     label: list[int] = []
-    others = 0
+    left_out = 0
     for number, name in enumerate(classes):
         for path in _walk(split / name):
-            if path.suffix.lower() in SUFFIXES:
+            if _is_image(path):
                 files.append(str(path.relative_to(root)))
                 label.append(number)
             else:
-                others += 1
+                left_out += 1
     if not files:
         raise Refused(f"{split} has no images in class folders; expected {split}/CLASS/*.png or .jpg.")
-    if others:
-        warnings.warn(f"{split}: {others} files are no images by their names and were left out.", stacklevel=5)
+    if left_out and warn:
+        warnings.warn(f"{split}: {left_out} files are no images by their names and were left out.", stacklevel=5)
     return Listed(root, files, np.array(label, np.int64))
 
 
