@@ -12,6 +12,7 @@ import jax
 import optax
 
 from kdjax.programs import random_key
+from kdjax.teachers import Apply
 from kdjax.types import Key, Model, Output, Prepare, PyTree, Variables
 
 
@@ -21,10 +22,20 @@ def model(of: Model) -> Model:
 
     def apply(variables: Variables, inputs: PyTree, *, train: bool, key: Key | None = None) -> tuple[Output, PyTree]:
         output, stats = of.apply(variables, inputs, train=train, key=key)
-        # Any mapping will do in an output, but what leaves a trace must be a tree.
-        return output._replace(features={**output.features}, terms={**output.terms}), stats
+        return _tree(output), stats
 
     return of._replace(init=jax.jit(of.init), apply=jax.jit(apply, static_argnames="train"))
+
+
+@functools.lru_cache(maxsize=256)
+def teacher(of: Apply) -> Apply:
+    """The same teacher, traced once for batches of one shape."""
+    return jax.jit(lambda variables, batch: _tree(of(variables, batch)))
+
+
+def _tree(output: Output) -> Output:
+    """Any mapping will do in an output, but what leaves a trace must be a tree."""
+    return output._replace(features={**output.features}, terms={**output.terms})
 
 
 @functools.lru_cache(maxsize=256)

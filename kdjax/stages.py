@@ -253,7 +253,7 @@ def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher
     if how in (outputs.STORED, outputs.CROSSFIT):
         return table
     pieces = parts(teacher_recipe, dataset(teacher_recipe.data))
-    live = teachers.frozen(shapes.model(pieces.model), abstract_variables(teacher_recipe))
+    live = teachers.frozen(pieces.model, abstract_variables(teacher_recipe))
     if how == outputs.LIVE:
         return live
     teacher_pass.check(tasks.task(recipe, examples, live), live)
@@ -278,9 +278,9 @@ def _abstract_task(recipe: Recipe, teacher_recipe: Recipe | None) -> tasks.Task:
     """The task of a kind, with its teacher's network; both networks and the optimizer are traced once for all kinds."""
     teacher = None if teacher_recipe is None else abstract_teacher(recipe, teacher_recipe)
     made = tasks.task(recipe, dataset(recipe.data), teacher)
-    pieces = made.parts
+    pieces, teacher = made.parts, made.teacher
     pieces = pieces._replace(model=shapes.model(pieces.model), optimizer=shapes.optimizer(pieces.optimizer))
-    return made._replace(parts=pieces)
+    return made._replace(parts=pieces, teacher=teacher and teacher._replace(apply=shapes.teacher(teacher.apply)))
 
 
 @functools.lru_cache(maxsize=256)

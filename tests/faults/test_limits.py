@@ -160,6 +160,10 @@ def test_a_plan_traces_a_network_once_for_all_that_is_trained_with_it(tmp_path, 
     assert len(planning.plan([*pupils, *alone], tmp_path)) == 6
     # In training; as a teacher, of one example for what its variables alone decide, and of a batch; for its operations.
     assert counted["outputs"] == 4
+    # What a step computes once of a teacher's variables, such as casts, is rehearsed as it will be.
+    narrow = tiny.recipe(npz, precision="bfloat16", **network)
+    rehearsed = stages._abstract_task(pupils[0].recipe, narrow).teacher
+    assert "bfloat16" in {str(x.dtype) for x in jax.tree.leaves(rehearsed.variables)}
 
 
 def test_parts_that_are_left_out_do_not_crowd_out_the_data_set(tmp_path, monkeypatch):
