@@ -190,7 +190,7 @@ def clusters(path: Path, panels: Sequence[tuple[str, Mapping[str, np.ndarray]]],
         for ax, (heading, points) in zip(grid.flat, panels, strict=False):
             for color, marker, (name, at) in zip(COLORS, MARKERS, points.items(), strict=False):
                 ax.scatter(at[:, 0], at[:, 1], color=color, marker=marker, label=name, s=6, alpha=0.7, linewidths=0)
-            ax.set_title(heading, loc="left", fontsize=8)
+            ax.set_title(_lines(heading, figure, across), loc="left", fontsize=8)
             ax.set_aspect("equal", adjustable="datalim")
             ax.tick_params(labelsize=6, length=2)
         handles, labels = grid.flat[0].get_legend_handles_labels()
