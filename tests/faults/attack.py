@@ -31,7 +31,7 @@ from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from kdjax import console, files, locks, manifests, runs, stages, step
+from kdjax import console, files, locks, manifests, programs, runs, stages
 from kdjax.errors import Refused
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
@@ -349,7 +349,7 @@ def attack(seconds: float, seed: int, say: Callable[[str], None] = print) -> Cou
         # A lock of a process that cannot be asked is waited for, and every trial runs the same programs.
         mock.patch.multiple(locks, FREE_AFTER=1.0),
         mock.patch.multiple(runs, WAIT_SECONDS=0.1),
-        mock.patch.multiple(step, forget_programs=lambda *_: None),
+        mock.patch.multiple(programs, forget_programs=lambda *_: None),
         warnings.catch_warnings(action="ignore"),
         tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name,
     ):
