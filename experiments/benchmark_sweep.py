@@ -3,7 +3,7 @@
 Every contestant takes the same number of steps with every student of the grid, on batches of the same pixels, in one
 process and in turns: forwards in one round, backwards in the next. The cohort computes the teacher once a step; the
 single runs and PyTorch compute it for every student, as every peer does. PyTorch gets its batches augmented beforehand
-and pays nothing for that.
+and pays nothing for that. Where there are several processors, a cohort on each shows what workers add.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ from kdjax.tasks import task
 from kdjax.trainer import Trainer
 from kdjax.types import Batch
 
-COHORT, ALONE, TORCH = "kdjax, one cohort", "kdjax, one after another", "PyTorch eager"
+COHORT, ABREAST, ALONE = "kdjax, one cohort", "kdjax, a cohort a processor", "kdjax, one after another"
+TORCH = "PyTorch eager"
 TARGETS = {ALONE: 1.9, TORCH: 1.1}
 """Times faster than each, on a CPU."""
 
@@ -96,6 +98,18 @@ class Together:
         return float(sum(one["loss"][-1] for one in logs))
 
 
+class Abreast:
+    """A cohort for every processor, each in a thread of its own: much as several workers take them."""
+
+    def __init__(self, cohorts: Sequence[Sequence[Trainer]]):
+        self.cohorts = [Together(members) for members in cohorts]
+        self.threads = ThreadPoolExecutor(len(cohorts))
+
+    def advance(self, n: int) -> float:
+        """Runs n steps of all students, and waits; the sum of their last losses."""
+        return sum(self.threads.map(lambda cohort: cohort.advance(n), self.cohorts))
+
+
 class Each:
     """Contestants of one student each, one after another."""
 
@@ -159,6 +173,9 @@ def measure(s: Settings) -> dict[str, Any]:
     time of whole runs that these imply, compile time apart."""
     made = trainers(s)
     contestants: dict[str, Contestant] = {COHORT: Together(made), ALONE: Each([Ours(trainer) for trainer in made])}
+    processors = min(provenance.cpus() or 1, len(made))
+    if processors > 1 and jax.default_backend() == "cpu":
+        contestants[ABREAST] = Abreast([made[n::processors] for n in range(processors)])
     absent = {}
     try:
         if s.torch:
@@ -207,7 +224,7 @@ def table(section: Mapping[str, Any]) -> Rows:
             (
                 name,
                 between(spread([1e3 * seconds for seconds in one["seconds"]]), 1),
-                between(spread(ratios), 2) if name in TARGETS else "",
+                between(spread(ratios), 2) if name != COHORT else "",
                 f"{one['training_s']:.1f}",
                 f"{one['first_call_s']:.1f}",
                 str(len(ratios)),

@@ -304,9 +304,10 @@ SWEEP = benchmark_sweep.Settings(
 @pytest.mark.slow
 def test_a_grid_is_measured_as_a_cohort_and_one_after_another(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "sweep_settings", lambda: SWEEP)
+    monkeypatch.setattr(benchmark_sweep.provenance, "cpus", lambda: 2)
     measured = benchmark.sweep_section()
     assert measured["students"] == 2 and measured["steps_of_a_run"] == 60 * 2
-    assert {*measured["contestants"]} == {benchmark_sweep.COHORT, benchmark_sweep.ALONE}
+    assert {*measured["contestants"]} == {benchmark_sweep.COHORT, benchmark_sweep.ALONE, benchmark_sweep.ABREAST}
     for one in measured["contestants"].values():
         assert len(one["seconds"]) == one["cohort_times_faster"].n == 2 and one["first_call_s"] > 0
         assert one["training_s"] == pytest.approx(120 * one["step_s"].median)
