@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Most tests compile a draft (tests/conftest.py); `fused` ones compare numbers that depend on how a compiler rounds.
 # One half, not both, may hold none of the tests that ARGS chooses: pytest then ends with 5.

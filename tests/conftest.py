@@ -1,5 +1,6 @@
 """Two forced host devices for every test, so that sharding and pmap are exercised rather than skipped."""
 
+import collections
 import contextlib
 import ctypes
 import gc
@@ -42,6 +43,14 @@ def pytest_configure(config):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
     gc.set_threshold(200_000, 50, 100)  # tracing makes many objects and few cycles
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: with one of them left to the end, one process would work on it alone."""
+    length = collections.Counter()
+    for item in items:
+        length[item.path] += 20 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -length[item.path])
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ def test_ctkd_trains_its_temperature_against_the_student():
 @pytest.mark.slow
 def test_mlld_brings_two_views_that_its_objective_takes():
     method = METHODS["mlld"]
-    make = method.transform(num_classes=K, **options("mlld"))
+    make = method.transform(num_classes=K, **{view: options("mlld")[view] for view in ("weak", "strong")})
     images = jnp.asarray(RNG.uniform(0, 255, (3, 8, 8, 1)), jnp.float32).astype(jnp.uint8)
     both = make(jax.random.key(0), Batch(images, label=Y[:3], index=jnp.arange(3)))
     np.testing.assert_array_equal(both.inputs[:3], images)
