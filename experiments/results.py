@@ -140,6 +140,24 @@ def swept(content: dict[str, Any]) -> str:
     return "\n".join([*lines, benchmark_sweep.note(section), ""])
 
 
+def tokens(content: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark text --json FILE` measured, as Markdown."""
+    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
+    head = ["contestant", "tokens a second", "kdjax Trainer is faster by", "share of a matrix product's rate", "n"]
+    rows = [
+        [
+            name,
+            spread(one["tokens_per_s"]),
+            spread(one["ours_over_this"], 2),
+            f"{one['share_of_matmul']:.0%}",
+            str(one["tokens_per_s"]["n"]),
+        ]
+        for name, one in sorted(content["text"]["contestants"].items())
+    ]
+    lines += [tables.markdown_of(report.Grid(head, rows)).strip(), ""]
+    return "\n".join([*lines, "Median (min … max); rounds alternate, and tokens count padding.", ""])
+
+
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
@@ -152,6 +170,8 @@ def render(text: str) -> str:
             text = compiled(content)
         elif "sweep" in content:
             text = swept(content)
+        elif "text" in content:
+            text = tokens(content)
         else:
             text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
         return match[1] + "\n" + text + match[3]
