@@ -19,7 +19,7 @@ from experiments.spread import spread
 from kdjax import data, objectives, step, teachers
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Distill, Recipe
-from kdjax.tasks import Task
+from kdjax.tasks import Task, train_program
 from kdjax.trainer import Trainer
 from kdjax.transforms import chain
 from kdjax.types import Model, Output
@@ -64,7 +64,7 @@ def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
     trainer = empty_trainer(leaves, calls + warmup)
     state = trainer.init()
     bare = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-    program = trainer._step(steps_per_call=1)
+    program = train_program([trainer.task], trainer.mesh)
     row, seed = np.zeros((1, 1), np.int32), np.uint32(0)
     number = len(jax.tree.leaves(state))
     rows = []
@@ -85,7 +85,7 @@ def dispatch(leaves: int, calls: int, warmup: int = 20) -> list[dict[str, Any]]:
     measure("jax.jit of x + 1 on as many leaves", bare, jax.tree.map(jnp.array, state))
     measure(
         "kdjax.step.train_step",
-        lambda s: program(s, trainer.feed, row, trainer.taught.at(0), seed)[0],
+        lambda s: program(s, trainer.feed, row, trainer.teacher_variables.at(0), seed)[0],
         (jax.tree.map(jnp.array, state),),
     )
     loop = trainer.steps(state)
@@ -119,7 +119,7 @@ def traces() -> list[dict[str, Any]]:
 
 def _traces(stage: str, trainer: Trainer) -> list[dict[str, Any]]:
     dataset, objective = trainer.task.dataset, trainer.task.parts.objective
-    calls = [trainer._step(steps_per_call=k + 1) for k in range(trainer.steps_per_call)]
+    calls = [train_program([trainer.task], trainer.mesh, steps_per_call=k + 1) for k in range(trainer.steps_per_call)]
     # Equal networks share a program, so a student's may have been traced for its teacher.
     before = trainer._predict.traces
     state = trainer.init()

@@ -99,7 +99,7 @@ class Together:
 
 
 class Abreast:
-    """A cohort for every processor, each in a thread of its own: much as several workers take them."""
+    """One cohort for each processor, each in its own thread, which is close to what `--workers` does."""
 
     def __init__(self, cohorts: Sequence[Sequence[Trainer]]):
         self.cohorts = [Together(members) for members in cohorts]

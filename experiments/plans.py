@@ -136,13 +136,13 @@ def probe(planned: Sequence[planning.Planned], run: Settings) -> Probed:
             timed[kind] = _seconds(stage, run, runs_teacher)
         return timed[kind]
 
-    found: dict[str, float] = {}
+    of_stage: dict[str, float] = {}
     for row in planned:
         share = row.teacher_share if row.steps > row.held else 0.0
-        found[row.stage.id] = share and share * seconds(row.stage, True)
+        of_stage[row.stage.id] = share and share * seconds(row.stage, True)
         if row.steps > row.held and share < 1:
-            found[row.stage.id] += (1 - share) * seconds(row.stage, False)
-    return Probed(found, len(timed))
+            of_stage[row.stage.id] += (1 - share) * seconds(row.stage, False)
+    return Probed(of_stage, len(timed))
 
 
 def _seconds(stage: Stage, run: Settings, runs_teacher: bool) -> float:

@@ -137,7 +137,7 @@ class Cohort:
         seed, per_epoch, at = np.uint32(lead.task.seed), lead.task.steps_per_epoch, self._step_of(current)
         end = (at // per_epoch + 1) * per_epoch
         stop = end if stop is None else min(stop, end)
-        variables = lead.taught.at(at // per_epoch)
+        variables = lead.teacher_variables.at(at // per_epoch)
         while at < stop:
             # A shorter last call is one more compile and the same numbers.
             k = min(lead.steps_per_call, stop - at)

@@ -38,8 +38,8 @@ class Rest:
         expected = [(x.shape, x.dtype) for x in split.rest.in_avals[: len(computed)]]
         if [(x.shape, x.dtype) for x in computed] != expected:
             raise Refused(
-                "a teacher got inputs of another kind than those of the data set it was prepared for; expected the "
-                "data set's own: make the task anew with these."
+                "a teacher got inputs of another kind than those of the data set of its task; call "
+                "task(recipe, dataset, teacher) with the data set that these are of."
             )
         return jax.tree.unflatten(split.result, core.jaxpr_as_fun(split.rest)(*computed, *leaves))
 
@@ -80,10 +80,10 @@ def _split(rest: Rest, structure: jax.tree_util.PyTreeDef, inputs: tuple[jax.Sha
         return rest.apply(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(structure, inputs))
 
     closed, result = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
-    whole = closed.jaxpr
-    given = whole.invars[: len(leaves)]
+    jaxpr = closed.jaxpr
+    given = jaxpr.invars[: len(leaves)]
     before, after, known = [], [], {*given}
-    for equation in whole.eqns:
+    for equation in jaxpr.eqns:
         operands = [x for x in equation.invars if isinstance(x, core.Var)]
         fits = sum(map(_size, equation.outvars)) <= sum(map(_size, operands))
         if operands and known.issuperset(operands) and not equation.effects and fits:
@@ -91,12 +91,12 @@ def _split(rest: Rest, structure: jax.tree_util.PyTreeDef, inputs: tuple[jax.Sha
             known.update(equation.outvars)
         else:
             after.append(equation)
-    read = [x for equation in after for x in equation.invars] + list(whole.outvars)
+    read = [x for equation in after for x in equation.invars] + list(jaxpr.outvars)
     passed = [*dict.fromkeys(x for x in read if isinstance(x, core.Var) and x in known)]
-    about = whole.debug_info._replace(arg_names=None, result_paths=None)
+    about = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
     first = core.Jaxpr([], given, passed, before, debug_info=about)
     then = core.Jaxpr(
-        whole.constvars, [*passed, *whole.invars[len(leaves) :]], whole.outvars, after, whole.effects, debug_info=about
+        jaxpr.constvars, [*passed, *jaxpr.invars[len(leaves) :]], jaxpr.outvars, after, jaxpr.effects, debug_info=about
     )
     return _Split(core.ClosedJaxpr(first, []), core.ClosedJaxpr(then, closed.consts), jax.tree.structure(result))
 

@@ -198,27 +198,27 @@ def teacher_of(stage: Stage, workdir: Path, devices: int = 0) -> teachers.Teache
     Raises:
       Refused: if a parent is not finished, or its files no longer verify.
     """
-    teacher, distill = stage.teacher, stage.recipe.distill
-    if teacher is None or distill is None:
+    parent, distill = stage.teacher, stage.recipe.distill
+    if parent is None or distill is None:
         return None
     _refuse_unfinished(stage, workdir)
     which = stage.recipe.data
     how = outputs.how(stage.recipe, dataset(which))
     if how == outputs.CROSSFIT:
-        taught = teachers.remembered(_cross_fitted(folds(stage), which, distill.posthoc, workdir, devices))
+        teacher = teachers.remembered(_cross_fitted(folds(stage), which, distill.posthoc, workdir, devices))
     elif how == outputs.STORED:
-        logits = _logits_of(teacher, which, stage.recipe.batch_size, workdir, devices)
-        taught = teachers.remembered(narrowed(logits, outputs.dtype(stage.recipe.teacher_outputs)))
+        logits = _logits_of(parent, which, stage.recipe.batch_size, workdir, devices)
+        teacher = teachers.remembered(narrowed(logits, outputs.dtype(stage.recipe.teacher_outputs)))
     else:
-        pieces, variables = selected(teacher, workdir)
-        taught = teachers.frozen(pieces.model, variables)
+        pieces, variables = selected(parent, workdir)
+        teacher = teachers.frozen(pieces.model, variables)
         if how == outputs.BY_EPOCH:
-            taught = teacher_logits.by_epoch(stage, taught, workdir)
+            teacher = teacher_logits.by_epoch(stage, teacher, workdir)
     if distill.posthoc and how != outputs.CROSSFIT:
-        taught = teachers.calibrated(taught, *_calibrator(teacher, distill.posthoc, workdir))
+        teacher = teachers.calibrated(teacher, *_calibrator(parent, distill.posthoc, workdir))
     if stage.as_soft_as is not None:
-        taught = teachers.scaled(taught, matching_temperature(stage, workdir))
-    return taught
+        teacher = teachers.scaled(teacher, matching_temperature(stage, workdir))
+    return teacher
 
 
 def _refuse_unfinished(stage: Stage, workdir: Path) -> None:

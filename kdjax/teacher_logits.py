@@ -57,7 +57,7 @@ def by_epoch(stage: Stage, live: Teacher, workdir: Path) -> Teacher:
       Refused: while training, if a folder holds those of another key or of a newer FORMAT.
     """
     about = depends_on(stage)
-    folder, owner = Path(workdir) / FOLDER / _hash(about)[:16], {FOLDER: _hash(about)}
+    folder, owner = _folder(about, workdir)
     examples, dtype = dataset(stage.recipe.data), outputs.dtype(stage.recipe.teacher_outputs)
     shape = len(examples.train.label), examples.num_classes
 
@@ -84,12 +84,16 @@ def by_epoch(stage: Stage, live: Teacher, workdir: Path) -> Teacher:
 
 def epochs_kept(stage: Stage, workdir: Path) -> int:
     """How many of the stage's epochs are there already, by the sizes of their files."""
-    about = depends_on(stage)
-    folder, owner = Path(workdir) / FOLDER / _hash(about)[:16], {FOLDER: _hash(about)}
+    folder, owner = _folder(depends_on(stage), workdir)
     return sum(
         not checkpoints.verify_manifest(folder / str(epoch), {**owner, "epoch": epoch}, contents=False)
         for epoch in range(stage.recipe.epochs)
     )
+
+
+def _folder(about: dict[str, Any], workdir: Path) -> tuple[Path, dict[str, Any]]:
+    """(where these logits are, what their manifests name beside the epoch)."""
+    return Path(workdir) / FOLDER / _hash(about)[:16], {FOLDER: _hash(about)}
 
 
 def _hash(about: dict[str, Any]) -> str:

@@ -20,15 +20,15 @@ from kdjax.teachers import Apply, ByEpoch, Teacher
 from kdjax.types import Prepare, PyTree, Transform
 
 
-class Taught:
+class TeacherVariables:
     """The variables of a task's teacher on every device of a mesh, `()` without one.
 
     Args:
       feed: the training split where it is on the device.
-      elements: makes what a pass over the training split reads.
+      elements: makes what a pass over the training split reads, up to a step.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, feed: Feed, elements: Callable[[], Elements]):
+    def __init__(self, task: Task, mesh: Mesh, feed: Feed, elements: Callable[[int], Elements]):
         self.task, self.mesh, self.feed, self.elements = task, mesh, feed, elements
         self.by_epoch: ByEpoch | None = None if task.teacher is None else task.teacher.by_epoch
         if self.by_epoch is not None:
@@ -61,7 +61,8 @@ class Taught:
         live = prepared(self.by_epoch.live, p, task.dataset)
         program = teacher_step(transform=p.transform, prepare=p.prepare, teacher=live.apply, mesh=self.mesh)
         variables = layout.place(live.variables, layout.replicated(self.mesh))
-        elements, seed, per_epoch = self.elements(), np.uint32(task.seed), task.steps_per_epoch
+        seed, per_epoch = np.uint32(task.seed), task.steps_per_epoch
+        elements = self.elements((epoch + 1) * per_epoch)
         table = np.full((len(task.dataset.train.label), task.dataset.num_classes), np.nan, np.float32)
         for at in range(epoch * per_epoch, (epoch + 1) * per_epoch):
             index, logits = program(self.feed, elements.at(at, 1), variables, seed, np.int32(at))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +17,8 @@ from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, example, init_program, task, train_program
-from kdjax.teacher_pass import Taught
+from kdjax.tasks import Task, abstract, example, init_program, task
+from kdjax.teacher_pass import TeacherVariables
 from kdjax.types import Dataset, PyTree, Split
 
 
@@ -63,25 +62,24 @@ class Trainer:
         self.readers = readers
         self.steps_per_call = steps_per_call or usual_steps_per_call(task.steps_per_epoch, jax.default_backend())
         p = task.parts
-        self._step = functools.partial(train_program, [task], self.mesh)
         self._predict = step.predict_step(model=p.model, prepare=p.prepare, mesh=self.mesh)
         one_of("feed", feed, FEEDS)
         self._calibration: Feed = None
         if beside is None:
             self.streamed = feed == "streamed" or (feed == "auto" and data.is_lazy(task.dataset.train))
             self.feed: Feed = None if self.streamed else self._resident(task.dataset.train)
-            self.elements = self._new_elements()
-            self.taught = Taught(task, self.mesh, self.feed, self._new_elements)
+            self.elements = self._new_elements(task.total_steps)
+            self.teacher_variables = TeacherVariables(task, self.mesh, self.feed, self._new_elements)
         else:
             self.steps_per_call, self.streamed, self.feed = beside.steps_per_call, beside.streamed, beside.feed
-            self.elements, self.taught = beside.elements, beside.taught
+            self.elements, self.teacher_variables = beside.elements, beside.teacher_variables
 
     def init(self) -> State:
         """The state at step 0."""
         task = self.task
         given = None if task.start is None else layout.place(task.start(), layout.replicated(self.mesh))
         return init_program(task, self.mesh)(
-            np.uint32(task.seed), example(task.dataset.train), self.taught.at(0), given
+            np.uint32(task.seed), example(task.dataset.train), self.teacher_variables.at(0), given
         )
 
     def abstract(self) -> State:
@@ -151,7 +149,7 @@ class Trainer:
     def _resident(self, split: Split) -> Feed:
         return resident(split, self.mesh)
 
-    def _new_elements(self) -> Elements:
+    def _new_elements(self, stop_step: int) -> Elements:
         task = self.task
         return Elements(
             task.dataset.train,
@@ -159,7 +157,7 @@ class Trainer:
             task.seed,
             self.mesh,
             streamed=self.streamed,
-            stop_step=task.total_steps,
+            stop_step=stop_step,
             readers=self.readers,
         )
 

@@ -1,4 +1,5 @@
-"""Students that share every step: each ends as if alone, has a folder of its own, and resumes to the same bits."""
+"""Students that share every step: each ends with the numbers it has when trained alone, has its own folder, and resumes
+to the same bits."""
 
 from __future__ import annotations
 

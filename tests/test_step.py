@@ -14,7 +14,7 @@ from kdjax import data, layout, objectives, step, teachers
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
-from kdjax.tasks import Task
+from kdjax.tasks import Task, train_program
 from kdjax.trainer import Diverged, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
@@ -64,7 +64,7 @@ def test_one_trace_per_stage_and_split():
     state, losses = run(trainer)
     trainer.predict(state.variables, trainer.task.dataset.test)
     assert len(losses) == 6 and np.isfinite(losses).all()
-    assert trainer._step(steps_per_call=1).traces == 1
+    assert train_program([trainer.task], trainer.mesh).traces == 1
     assert step.refresh_step(objective=trainer.task.parts.objective, mesh=trainer.mesh).traces == 1
     # calibration and test differ in size here, so prediction is compiled once for each.
     assert trainer._predict.traces == 2
@@ -164,7 +164,7 @@ def test_teacher_is_never_changed_and_sees_the_students_pixels():
 
     trainer = Trainer(made._replace(teacher=made.teacher._replace(apply=spy)), devices=1)
     run(trainer)
-    chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, trainer.taught.at(0)))
+    chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, trainer.teacher_variables.at(0)))
     assert len(seen) == 1, "the teacher is traced once inside the step"
     assert seen[0].inputs.dtype == np.float32 and seen[0].label is not None
 

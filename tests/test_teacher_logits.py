@@ -105,8 +105,13 @@ def finished(path, tmp_path_factory):
     """(work directory, students with stored and with live outputs, how often an epoch's logits were computed)."""
     workdir, counted = tmp_path_factory.mktemp("runs"), []
     with pytest.MonkeyPatch.context() as patch:
-        original = teacher_pass.Taught._computed
-        patch.setattr(teacher_pass.Taught, "_computed", lambda t, epoch: (counted.append(epoch), original(t, epoch))[1])
+        original = teacher_pass.TeacherVariables._computed
+
+        def computed(variables, epoch):
+            counted.append(epoch)
+            return original(variables, epoch)
+
+        patch.setattr(teacher_pass.TeacherVariables, "_computed", computed)
         runs.run_all([s for pair in students(path) for s in pair], Settings(workdir=str(workdir)))
     return workdir, counted
 

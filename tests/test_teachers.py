@@ -177,5 +177,5 @@ def test_what_depends_on_the_variables_alone_is_computed_once_and_the_outputs_st
         return Output(batch.inputs + variables[: batch.inputs.shape[1]] * 2)
 
     apply, computed = precompute.precomputed(cut, jnp.ones(9), Batch(X))
-    with pytest.raises(Refused, match="inputs of another kind than those of the data set"):
+    with pytest.raises(Refused, match="inputs of another kind than those of the data set of its task"):
         apply(computed, Batch(X[:, :2]))

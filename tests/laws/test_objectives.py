@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kdjax import layout, objectives, step
+from kdjax.tasks import train_program
 from kdjax.trainer import Trainer
 from tests.laws import door, members, training
 from tests.processes import slow
@@ -66,7 +67,7 @@ def test_trains_on_digits_in_one_trace_resumes_exactly_and_shards(name):
     own = [key for key in logs if key not in ("loss", "grad_norm", "accuracy", "nll")]
     assert own or name == "nll", f"{name} logs no term of its own"
 
-    program = trainer._step(steps_per_call=1)
+    program = train_program([trainer.task], trainer.mesh)
     assert program.traces == 1, f"{name} was traced {program.traces} times over two epochs"
     if task.parts.objective.refresh is not None:
         assert step.refresh_step(objective=task.parts.objective, mesh=trainer.mesh).traces == 1
