@@ -23,6 +23,7 @@ from experiments.published_text import TABLE1, TABLE4, TABLE5, of_set
 from experiments.sheets import Line, Sheet
 from experiments.tables import Part, Row
 from experiments.texts import Bench
+from kdjax import objectives
 from kdjax.errors import Refused
 
 CALIBRATION = (
@@ -39,7 +40,9 @@ CALIBRATION = (
 )
 AXES = {"lambda_h": "λ_H", "m": "m", "eta": "η", "lambda_kd": "λ_KD"}
 """Field of `config.recipe.axes` -> its letter."""
-UNBUILT = ("MGSKD", "AD-KD", "CKD", "PKD", "TinyBERT")
+UNBUILT = ("MGSKD", "AD-KD", "CKD")
+NO_OPTIONS = ("method", "weights", "students")
+"""Fields of an entry of `config.recipe.features` that are no options of its method."""
 
 
 def benches(config: ConfigDict) -> list[Bench]:
@@ -47,16 +50,19 @@ def benches(config: ConfigDict) -> list[Bench]:
 
 
 def methods(bench: Bench, model: str) -> dict[str, Row]:
-    """The rows of table 1 that the ablation has not: feature distillation, and what the paper has and is not here."""
+    """The rows of table 1 that the ablation has not: distillation of layers, and what the paper has and is not here."""
     made = {}
     for name, given in bench.config.recipe.features.to_dict().items():
-        options = {key: value for key, value in given.items() if key not in ("method", "weights")}
-        weights = given.get("weights", (1.0, 1.0))
-        stage = bench.student(model, bench.teacher(), given["method"], weights=weights, **options)
-        made[f"{bench.name}, {model}: {name}"] = Row(stage, more=texts.fires)
-    for name in UNBUILT:
+        if model not in given.get("students", (model,)):
+            continue
+        method = given["method"]
+        options = {key: value for key, value in given.items() if key not in NO_OPTIONS}
+        weights = given.get("weights") or objectives.METHODS[method].weights or (1.0, 1.0)
         printed = of_set(TABLE1.get((model, name)), bench.name)
-        if printed and not any(known.startswith(name) for known in bench.config.recipe.features):
+        stage = bench.student(model, bench.teacher(), method, weights=weights, **options)
+        made[f"{bench.name}, {model}: {name}"] = Row(stage, published=printed, more=texts.fires)
+    for name in UNBUILT:
+        if printed := of_set(TABLE1.get((model, name)), bench.name):
             made[f"{bench.name}, {model}: {name}"] = Row(published=printed, absent=published_text.NOT_BUILT)
     return made
 

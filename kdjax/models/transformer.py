@@ -44,8 +44,9 @@ class Transformer(nn.Module):
     row whose mask is 0 everywhere gives uniform attention, finite and without meaning.
 
     Features: "penultimate" [B, H] (pooled, before dropout); "layer0" [B, S, H] (the embedding after its LayerNorm) to
-    "layer<L>"; "cls" [B, L+1, H], the first token of all of these; "attention1".. [B, A, S, S], probabilities before
-    dropout, exactly 0 on padded keys; "scores1".. [B, A, S, S], q kᵀ/√d before the mask.
+    "layer<L>"; "cls0".. [B, H], the first token of each of these, and "cls" [B, L+1, H], of all; "attention1"..
+    [B, A, S, S], probabilities before dropout, exactly 0 on padded keys; "scores1".. [B, A, S, S], q kᵀ/√d before the
+    mask.
     """
 
     num_classes: int
@@ -64,7 +65,9 @@ class Transformer(nn.Module):
                 x, real, train
             )
             features[f"layer{i}"] = x
-        features["cls"] = jnp.stack([features[f"layer{i}"][:, 0] for i in range(net.num_hidden_layers + 1)], axis=1)
+        first_tokens = [features[f"layer{i}"][:, 0] for i in range(net.num_hidden_layers + 1)]
+        features |= {f"cls{i}": token for i, token in enumerate(first_tokens)}
+        features["cls"] = jnp.stack(first_tokens, axis=1)
         drop = partial(nn.Dropout, net.classifier_dropout, deterministic=not train)
         first = x[:, 0]
         if net.family == "roberta":

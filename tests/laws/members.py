@@ -71,6 +71,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "hidden_state": ({"layers": ("map:wide",)},),
     "attention": ({"layers": ("map:heads",)},),
     "pkd": ({"layers": ("map:wide",)},),
+    "tinybert": ({"layers": ("map:wide",), "scores": ("map:heads",)}, {"first_stage": 0.0}),
 }
 # Variants that read more than the registry line of their method says.
 READS_LABELS_TOO = ("kd",)

@@ -1,10 +1,12 @@
 """A text teacher and its student through the one step: resumed in mid-epoch, and taught by stored logits."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from kdjax import data, teachers
+from kdjax import data, objectives, teachers
 from kdjax.recipes import Distill, Optimizer, Recipe
 from kdjax.tasks import task
 from kdjax.trainer import Trainer
@@ -71,3 +73,23 @@ def test_resumed_in_mid_epoch_bit_for_bit_and_stored_logits_teach_the_same(datas
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))
     taught, stored = trained(Trainer(task(RECIPE, dataset, teachers.remembered(logits)), devices=1))
     assert stored == losses and jax.tree.all(jax.tree.map(np.array_equal, taught, whole)), "the same bits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pkd", "tinybert"])
+def test_layers_of_a_wider_and_deeper_teacher_teach_and_resume_bit_for_bit(dataset, method):
+    """The learned matrix is part of the state; TinyBERT's second stage begins in mid-run."""
+    wide = {**OPTIONS, "num_attention_heads": 4}
+    teaching = task(Recipe(model="bert_4l_16", model_options=wide, batch_size=8, seed=5), dataset)
+    living = teachers.frozen(teaching.parts.model, Trainer(teaching, devices=1).init().variables)
+    distill = Distill(method, weights=objectives.METHODS[method].weights)
+    recipe = dataclasses.replace(RECIPE, model="bert_2l_8", distill=distill)
+    trainer = Trainer(task(recipe, dataset, living), devices=1)
+    begun = jax.tree.map(np.asarray, trainer.init())
+    whole, losses = trained(trainer)
+    half, before = trained(trainer, stop=2)
+    resumed, after = trained(trainer, state=half)
+    assert before + after == losses and jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))
+    first, last = (jax.tree.leaves(state.objective_params) for state in (begun, whole))
+    assert (8, 16) in [matrix.shape for matrix in first], "8 and 16 differ, so a matrix is learned"
+    assert all(np.any(a != b) for a, b in zip(first, last, strict=True))

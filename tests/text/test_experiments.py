@@ -117,6 +117,23 @@ def test_cud_shows_each_part_with_what_the_paper_prints():
     assert cud._printed("banking77, bert_4l_256: LKD + DUS, γ = 3", "banking77", "bert_4l_256") == ""
 
 
+def test_cud_has_pkd_and_tinybert_where_the_paper_has_them(folder):
+    """With their own weights of the label; TinyBERT not for 4 layers of 256."""
+    sets = ("--config=configs/cud.py:paper", "--config.recipe.sets=('hwu64',)", "--config.recipe.sensitivity_set=")
+    given = ["x", *sets, f"--config.recipe.data.path={folder}"]
+    config = common.command.read(given, default="configs/cud.py", ignored=texts.IGNORED).config
+    made = {name.partition(", ")[2]: row.stage for name, row in cud.rows(config).items() if row.stage}
+    assert made["bert_6l_768: PKD"].recipe.distill.weights == (0.5, 1.0)
+    assert made["bert_4l_256: PKD"].recipe.distill.options["T"] == 10.0
+    assert made["bert_6l_768: TinyBERT"].recipe.distill.weights == (0.0, 1.0)
+    assert "bert_4l_256: TinyBERT" not in made
+    short = common.command.read(
+        [*given, "--config=configs/cud.py:short"], default="configs/cud.py", ignored=texts.IGNORED
+    ).config
+    rows = {name.partition(", ")[2] for name, row in cud.rows(short).items() if row.stage}
+    assert "bert_4l_256: PKD" in rows and not any("TinyBERT" in name for name in rows)
+
+
 def test_cud_names_the_sets_that_are_not_at_hand(folder):
     rows, parts = cud.declared(config_of(folder, "cud", *MORE["cud"]))
     absent = rows["massive, bert_1l_16: CUD"]

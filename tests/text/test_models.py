@@ -55,6 +55,7 @@ def test_values_and_gradients(name, dtype):
     for i in range(depth + 1):
         match(features[f"layer{i}"], f"out/hidden/{i}", "hidden")
         golden.close(features["cls"][:, i], features[f"layer{i}"][:, 0], "cls")
+        golden.close(features[f"cls{i}"], features["cls"][:, i], "cls")
     for i in range(depth):
         match(features[f"attention{i + 1}"], f"out/attention/{i}", "attention")
     masked = arrays["in/attention_mask"] == 0
