@@ -10,14 +10,15 @@
     python -m experiments.benchmark aot --target=v5e --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
     python -m experiments.benchmark workers --repeats 5 --json workers.json
     python -m experiments.benchmark sweep --threads 2 --json sweep.json
+    python -m experiments.benchmark pairs --threads 1 --json pairs.json
     python -m experiments.benchmark --plan                     # only says what would be measured
 
 `step`: dispatch with an empty model, the distillation step beside a hand-written JAX step and PyTorch eager, compiles
 per (stage, split), and the import. `text`: tokens per second of the distillation step on texts and their share of the
 machine's matrix-product rate, beside PyTorch eager. `memory`: peak host memory of a CIFAR-100 run. `metrics`: the
 calibration errors. Only when they are named: `aot`, the steps compiled for an accelerator that is not here, `workers`,
-a small table with one local process and with several, and `sweep`, a T x alpha grid of students as one cohort, one
-after another and in PyTorch.
+a small table with one local process and with several, `sweep`, a T x alpha grid of students as one cohort, one after
+another and in PyTorch, and `pairs`, the distillation step of several pairs of networks beside PyTorch.
 Contestants alternate within one run, so their ratios mean something on a busy machine; absolute numbers may not.
 The JSON goes to `--json`, or to `$OUT/benchmark.json` where the environment names a folder OUT.
 """
@@ -40,6 +41,7 @@ from experiments.benchmark_tables import (
     show_dispatch,
     show_distillation,
     show_imports,
+    show_pairs,
     show_traces,
     verdict,
 )
@@ -122,6 +124,16 @@ def step_section() -> dict[str, Any]:
     out["distillation"] = benchmark_step.distillation_step(chosen)
     show_distillation(out["distillation"])
     return out
+
+
+def pairs_section() -> dict[str, Any]:
+    from experiments import benchmark_step
+
+    if _TEACHER.value or _STUDENT.value:
+        raise Refused("--teacher and --student choose one pair, and pairs measures several; type step.")
+    measured = benchmark_step.pairs(settings())
+    show_pairs(measured)
+    return {"pairs": measured}
 
 
 def text_settings() -> Any:
@@ -260,6 +272,7 @@ ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {
     "aot": aot_section,
     "workers": workers_section,
     "sweep": sweep_section,
+    "pairs": pairs_section,
 }
 """Sections that run only when they are named: what they need is not installed everywhere, or they take long."""
 
@@ -275,6 +288,8 @@ def plain(value: Any) -> Any:
 
 def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, Any]:
     """Prints what the sections would measure; returns nothing measured."""
+    from experiments.benchmark_step import PAIRS
+
     what = {
         "text": "the distillation step on texts: tokens a second, beside PyTorch eager where it is installed",
         "metrics": "seconds and memory of the calibration errors",
@@ -284,6 +299,8 @@ def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, A
         "are several processors",
         "sweep": f"{len(sweep_settings().grid)} students as one cohort, one after another, and in PyTorch where it is "
         f"installed, {sweep_settings().rounds} rounds",
+        "pairs": f"the distillation step of {len(PAIRS)} pairs of networks beside PyTorch, batch {chosen.batch}, "
+        f"{_REPEATS.value or chosen.rounds} rounds",
         "step": (
             f"imports, dispatch, compiles, and the distillation step {chosen.teacher} → {chosen.student}, batch "
             f"{chosen.batch}, {chosen.precision}, {_REPEATS.value or chosen.rounds} rounds"

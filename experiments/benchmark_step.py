@@ -210,21 +210,44 @@ def contest(
 OURS, PLAIN, AUGMENTED, TORCH = "kdjax Trainer", "plain JAX", "plain JAX + transforms", "PyTorch eager"
 
 
-def distillation_step(s: Settings) -> dict[str, Any]:
-    """Images/s of the step and of each peer, their ratio round by round, and the share of the matmul rate."""
+PAIRS = (
+    ("resnet8", "resnet8", 16),
+    ("resnet8", "resnet8", 32),
+    ("wrn_16_1", "wrn_16_1", 32),
+    ("resnet20", "resnet20", 32),
+    ("wrn_40_2", "wrn_40_1", 32),
+)
+"""(teacher, student, side of the images) of the table of pairs."""
+
+
+def pairs(s: Settings) -> list[dict[str, Any]]:
+    """`distillation_step` of every pair of PAIRS, beside PyTorch alone."""
+    rate = matmul_rate(s)
+    made = []
+    for teacher, student, size in PAIRS:
+        pair = dataclasses.replace(s, teacher=teacher, student=student, size=size)
+        made.append(distillation_step(pair, plain=False, rate=rate))
+    return made
+
+
+def distillation_step(s: Settings, *, plain: bool = True, rate: Spread | None = None) -> dict[str, Any]:
+    """Images/s of the step and of each peer, their ratio round by round, and the share of the matmul rate.
+
+    Args:
+      plain: whether the hand-written JAX steps are among the peers.
+      rate: of matrix products, where it is measured already.
+    """
     w = work(s)
-    contestants: dict[str, Contestant] = {
-        OURS: w.ours(),
-        PLAIN: w.plain(transforms=False),
-        AUGMENTED: w.plain(transforms=True),
-    }
+    contestants: dict[str, Contestant] = {OURS: w.ours()}
+    if plain:
+        contestants |= {PLAIN: w.plain(transforms=False), AUGMENTED: w.plain(transforms=True)}
     absent = {}
     try:
         if s.torch:
             contestants[TORCH] = w.torch()
     except peers.Absent as why:
         absent[TORCH] = str(why)
-    rate = matmul_rate(s)
+    rate = matmul_rate(s) if rate is None else rate
     measured = contest(contestants, s, w.trainer.steps_per_call)
     gflop = step_gflop(w)
     for name, one in measured.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from experiments.spread import spread
 
 DISPATCH_US, MEMORY_MB = 1500, 2000
 """Targets: microseconds of one call with nothing to compute, and peak resident memory of a CIFAR-100 run."""
@@ -108,6 +110,49 @@ def show_distillation(section: dict[str, Any]) -> None:
         f"{between(rate)} GFLOP/s, n = {rate.n}; rounds alternate, "
         f"median (min … max); p: sign test over rounds that kdjax is as fast, missed below 0.05.{absent}",
     )
+
+
+PAIR_COLUMNS = ("pair", "kdjax images/s", "PyTorch images/s", "kdjax is faster by", "of matmul", "first call s", "n")
+
+
+def pair_rows(measured: Sequence[Mapping[str, Any]]) -> Rows:
+    """A row for each pair, in the order of PAIR_COLUMNS; the ratio is taken round by round."""
+    rows: Rows = []
+    for pair in measured:
+        ours, *peers = pair["contestants"].values()
+        images = [spread([pair["batch"] / seconds for seconds in one["seconds"]]) for one in (ours, *peers)]
+        ratios = [[t / o for t, o in zip(one["seconds"], ours["seconds"], strict=True)] for one in peers]
+        rows.append(
+            (
+                f"{pair['teacher']} → {pair['student']}, {pair['size']}x{pair['size']}",
+                between(images[0]),
+                between(images[1]) if peers else "-",
+                between(spread(ratios[0]), 2) if peers else "-",
+                f"{ours['share_of_matmul']:.0%}",
+                f"{ours['first_call_s']:.1f}",
+                str(images[0].n),
+            )
+        )
+    return rows
+
+
+def pair_title(measured: Sequence[Mapping[str, Any]]) -> str:
+    first = measured[0]
+    return f"distillation step, batch {first['batch']}, {first['precision']}, beside PyTorch eager (channels last)"
+
+
+def pair_note(measured: Sequence[Mapping[str, Any]]) -> str:
+    """How the table is to be read."""
+    first = measured[0]
+    absent = "".join(f" {name}: skipped, {why}." for name, why in first["absent"].items())
+    return (
+        f"Median (min … max); rounds alternate, and a ratio is within a round. Of matmul: the share of the rate of a "
+        f"{first['matmul']}² matrix product. First call: trace and compile.{absent}"
+    )
+
+
+def show_pairs(measured: Sequence[Mapping[str, Any]]) -> None:
+    show(pair_title(measured), PAIR_COLUMNS, pair_rows(measured), pair_note(measured))
 
 
 AOT_COLUMNS = (

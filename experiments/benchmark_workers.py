@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark_tables import between, show, verdict
-from experiments.spread import spread
+from experiments.benchmark_tables import Rows, between, show, verdict
+from experiments.spread import Spread, spread
 from kdjax import provenance
 from kdjax.errors import Refused
 
@@ -94,21 +94,28 @@ def _timed(settings: Settings, count: int) -> tuple[float, str]:
         return took, json.dumps(json.loads((Path(folder) / "results.json").read_text())["rows"])
 
 
-def show_section(measured: dict[str, Any]) -> None:
-    """The table of `measure`."""
-    last = measured["rows"][-1]
-    show(
-        f"wall time of {measured['command']}",
-        ("workers", "seconds", "times faster", "n", "target"),
-        [
-            (
-                str(row["workers"]),
-                between(row["seconds"], 1),
-                between(row["times_faster"], 2),
-                str(row["seconds"].n),
-                verdict(row["times_faster"].median >= TARGET, f">= {TARGET}") if row is last else "",
-            )
-            for row in measured["rows"]
-        ],
-        "rounds alternate, median (min … max); times faster is within a round; every run wrote the same numbers.",
-    )
+COLUMNS = ("workers", "seconds", "times faster", "n")
+NOTE = "Median (min … max); rounds alternate, times faster is within a round, and every run wrote the same numbers."
+
+
+def title(measured: Mapping[str, Any]) -> str:
+    return f"wall time of {measured['command']}"
+
+
+def table(measured: Mapping[str, Any]) -> Rows:
+    """A row for every number of workers, in the order of COLUMNS; `measured` may come from JSON."""
+    rows: Rows = []
+    for row in measured["rows"]:
+        seconds, faster = (
+            Spread(**told) if isinstance(told, Mapping) else told for told in (row["seconds"], row["times_faster"])
+        )
+        rows.append((str(row["workers"]), between(seconds, 1), between(faster, 2), str(seconds.n)))
+    return rows
+
+
+def show_section(measured: Mapping[str, Any]) -> None:
+    """The table of `measure`, the last row beside its target."""
+    *_, last = measured["rows"]
+    rows = [(*row, "") for row in table(measured)]
+    rows[-1] = (*rows[-1][:-1], verdict(last["times_faster"].median >= TARGET, f">= {TARGET}"))
+    show(title(measured), (*COLUMNS, "target"), rows, NOTE)

@@ -12,12 +12,13 @@ by hand.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import app
 
-from experiments import benchmark_sweep, benchmark_tables, common, stored, tables
+from experiments import benchmark_sweep, benchmark_tables, benchmark_workers, common, stored, tables
 from experiments.sheets import Line, Sheet
 from kdjax import checkpoints, report
 from kdjax.errors import Refused
@@ -140,6 +141,24 @@ def swept(content: dict[str, Any]) -> str:
     return "\n".join([*lines, benchmark_sweep.note(section), ""])
 
 
+def paired(content: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark pairs --json FILE` measured, as Markdown."""
+    measured = content["pairs"]["pairs"]
+    grid = report.Grid(benchmark_tables.PAIR_COLUMNS, benchmark_tables.pair_rows(measured))
+    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
+    lines += [f"{benchmark_tables.pair_title(measured)}:", "", tables.markdown_of(grid).strip(), ""]
+    return "\n".join([*lines, benchmark_tables.pair_note(measured), ""])
+
+
+def shared_out(content: dict[str, Any]) -> str:
+    """What `python -m experiments.benchmark workers --json FILE` measured, as Markdown."""
+    measured = content["workers"]
+    grid = report.Grid(benchmark_workers.COLUMNS, benchmark_workers.table(measured))
+    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
+    lines += [f"{benchmark_workers.title(measured)}:", "", tables.markdown_of(grid).strip(), ""]
+    return "\n".join([*lines, benchmark_workers.NOTE, ""])
+
+
 def tokens(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark text --json FILE` measured, as Markdown."""
     lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
@@ -158,6 +177,18 @@ def tokens(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "Median (min … max); rounds alternate, and tokens count padding.", ""])
 
 
+SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "aot": compiled,
+    "sweep": swept,
+    "pairs": paired,
+    "workers": shared_out,
+    # The whole benchmark has a section on texts too.
+    "step": benchmark,
+    "text": tokens,
+}
+"""Section of a benchmark's JSON -> what writes its block; all other files are an experiment's."""
+
+
 def render(text: str) -> str:
     """The text with every block filled from its JSON."""
 
@@ -166,14 +197,8 @@ def render(text: str) -> str:
         if not path.exists():
             raise Refused(f"{path.relative_to(ROOT)} does not exist; copy the JSON that the experiment wrote there.")
         content = checkpoints.read_json(path)
-        if "aot" in content:
-            text = compiled(content)
-        elif "sweep" in content:
-            text = swept(content)
-        elif "text" in content:
-            text = tokens(content)
-        else:
-            text = benchmark(content) if "step" in content else block(stored.read(path), match[2])
+        of_benchmark = next((section for section in SECTIONS if section in content), None)
+        text = SECTIONS[of_benchmark](content) if of_benchmark else block(stored.read(path), match[2])
         return match[1] + "\n" + text + match[3]
 
     return BLOCK.sub(fill, text)

@@ -280,10 +280,36 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
     assert [row["times_faster"].median for row in measured["rows"]] == [1.0, 2.0]
     json.dumps(benchmark.plain(measured))
     benchmark_workers.show_section(measured)
+    stored = {
+        "workers": json.loads(json.dumps(benchmark.plain(measured))),
+        "command": "typed",
+        "hardware": {"text": "x"},
+    }
+    assert "| workers | seconds | times faster | n |" in results.shared_out(stored)
     assert "experiments.quickstart" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="wrote 2 different results"):
         benchmark_workers.measure(settings, (1, 4))
     assert benchmark_workers.measure(settings, (1, 1)) == "there is one processor, and nothing to share out"
+
+
+@pytest.mark.slow
+def test_pairs_are_measured_beside_pytorch_where_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_step, "PAIRS", (("conv_small", "conv_tiny", 8), ("mlp", "mlp", 8)))
+    for name, torch in (("settings", dataclasses.replace(TINY)), ("settings", dataclasses.replace(TINY, torch=True))):
+        monkeypatch.setattr(benchmark, name, lambda torch=torch: torch)
+        measured = benchmark.pairs_section()
+        assert [(pair["teacher"], pair["size"]) for pair in measured["pairs"]] == [("conv_small", 8), ("mlp", 8)]
+        assert all([*pair["contestants"]] == [benchmark_step.OURS] for pair in measured["pairs"]), "no such peers"
+        shown = capsys.readouterr().out
+        assert "conv_small → conv_tiny, 8x8" in shown
+    assert "skipped" in shown
+    stored = {"pairs": json.loads(json.dumps(benchmark.plain(measured))), "command": "typed", "hardware": {"text": "x"}}
+    assert "| mlp → mlp, 8x8 |" in results.paired(stored)
+
+
+def test_a_pair_of_ones_own_is_measured_by_the_step_section():
+    with flagsaver.flagsaver(teacher="resnet8"), pytest.raises(Refused, match="type step"):
+        benchmark.pairs_section()
 
 
 SWEEP = benchmark_sweep.Settings(

@@ -24,8 +24,9 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm, train: bool) -> Float[Array, "B H W out"]:
-        y = conv(norm(x, "norm1", relu=True), 4 * self.growth, 1, "conv1")
-        y = conv(norm(y, "norm2", relu=True), self.growth, 3, "conv2")
+        first = partial(conv, features=4 * self.growth, kernel=1, name="conv1")
+        y = norm(norm(x, "norm1", relu=True), "norm2", relu=True, after=first)
+        y = conv(y, self.growth, 3, "conv2")
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return jnp.concatenate([x, y], axis=-1)
 

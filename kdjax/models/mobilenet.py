@@ -28,10 +28,13 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm) -> Float[Array, "B h w features"]:
         expanded = x.shape[-1] * self.expand
         activation, conv_options = _flavor(self.kdc)
-        y = activation(norm(conv(x, expanded, 1, "expand", **conv_options), "expand_norm"))
-        y = conv(y, expanded, 3, "depthwise", stride=self.stride, groups=expanded, **conv_options)
-        y = activation(norm(y, "depthwise_norm"))
-        y = norm(conv(y, self.features, 1, "project", **conv_options), "project_norm")
+        layer = partial(conv, **conv_options)
+        expand = partial(layer, features=expanded, kernel=1, name="expand")
+        depthwise = partial(layer, features=expanded, kernel=3, name="depthwise", stride=self.stride, groups=expanded)
+        project = partial(layer, features=self.features, kernel=1, name="project")
+        y = activation(norm(x, "expand_norm", after=expand))
+        y = activation(norm(y, "depthwise_norm", after=depthwise))
+        y = norm(y, "project_norm", after=project)
         return x + y if x.shape == y.shape else y
 
 
@@ -73,8 +76,10 @@ class MobileNetV2(nn.Module):
         strides = (1, 2, 2, 2, 1, 1, 1) if self.kdc else (1, 1, 2, 2, 1, 2, 1)
         features = {}
         x = to_images(inputs, self)
-        x = conv(x, int(32 * self.multiplier), kernel, "stem", stride=stem_stride, padding=1, **conv_options)
-        x = activation(batch_norm(x, "stem_norm"))
+        layer = partial(conv, **conv_options)
+        width = int(32 * self.multiplier)
+        stem = partial(layer, features=width, kernel=kernel, name="stem", stride=stem_stride, padding=1)
+        x = activation(batch_norm(x, "stem_norm", after=stem))
         plan = zip((16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1), strides, strict=True)
         for stage, (width, blocks, stride) in enumerate(plan, start=1):
             for block in range(1, blocks + 1):
@@ -86,7 +91,8 @@ class MobileNetV2(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x, batch_norm)
             features[f"stage{stage}"] = x
-        x = pool(activation(batch_norm(conv(x, 1280, 1, "last", **conv_options), "last_norm")))
+        last = partial(layer, features=1280, kernel=1, name="last")
+        x = pool(activation(batch_norm(x, "last_norm", after=last)))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head", init="torch" if self.kdc else "small"), features)
 

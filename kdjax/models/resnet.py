@@ -92,8 +92,8 @@ class ResNet(nn.Module):
     def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Output:
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
-        x = conv(to_images(inputs, self), self.stem, 3, "stem", init=self.conv_init)
-        x = batch_norm(x, "stem_norm", relu=True)
+        stem = partial(conv, features=self.stem, kernel=3, name="stem", init=self.conv_init)
+        x = batch_norm(to_images(inputs, self), "stem_norm", relu=True, after=stem)
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True), start=1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1

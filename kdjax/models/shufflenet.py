@@ -16,6 +16,8 @@ from kdjax.options import Check
 from kdjax.types import Output
 
 GROUPS = 3
+_layer = partial(conv, init="torch")
+STEM = partial(_layer, features=24, kernel=1, name="stem")
 
 
 def shuffle(x: Float[Array, "B H W C"], groups: int) -> Float[Array, "B H W C"]:
@@ -39,11 +41,12 @@ class GroupedBlock(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], norm: Norm) -> Float[Array, "B h w features"]:
         features = self.features - x.shape[-1] if self.stride == 2 else self.features
         narrow = features // 4
-        y = conv(x, narrow, 1, "conv1", groups=self.first_groups, init="torch")
-        y = shuffle(norm(y, "norm1", relu=True), self.first_groups)
-        y = conv(y, narrow, 3, "depthwise", stride=self.stride, groups=narrow, init="torch")
-        y = norm(y, "depthwise_norm", relu=True)
-        y = norm(conv(y, features, 1, "conv2", groups=GROUPS, init="torch"), "norm2")
+        first = partial(_layer, features=narrow, kernel=1, name="conv1", groups=self.first_groups)
+        depthwise = partial(_layer, features=narrow, kernel=3, name="depthwise", stride=self.stride, groups=narrow)
+        second = partial(_layer, features=features, kernel=1, name="conv2", groups=GROUPS)
+        y = shuffle(norm(x, "norm1", relu=True, after=first), self.first_groups)
+        y = norm(y, "depthwise_norm", relu=True, after=depthwise)
+        y = norm(y, "norm2", after=second)
         if self.stride == 1:
             return nn.relu(x + y)
         x = nn.avg_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -73,8 +76,7 @@ class ShuffleNetV1(nn.Module):
     def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Output:
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
-        x = conv(to_images(inputs, self), 24, 1, "stem", init="torch")
-        x = batch_norm(x, "stem_norm", relu=True)
+        x = batch_norm(to_images(inputs, self), "stem_norm", relu=True, after=STEM)
         for stage, (width, blocks) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
             for block in range(1, blocks + 1):
                 first_groups = 1 if stage == block == 1 else GROUPS
@@ -100,14 +102,16 @@ class SplitBlock(nn.Module):
         half = self.features // 2
         stride = 2 if self.down else 1
         if self.down:
-            passed = conv(x, x.shape[-1], 3, "left_depthwise", stride=2, groups=x.shape[-1], init="torch")
-            passed = conv(norm(passed, "left_depthwise_norm"), half, 1, "left", init="torch")
-            passed = norm(passed, "left_norm", relu=True)
+            width = x.shape[-1]
+            depthwise = partial(_layer, features=width, kernel=3, name="left_depthwise", stride=2, groups=width)
+            left = partial(_layer, features=half, kernel=1, name="left")
+            passed = norm(norm(x, "left_depthwise_norm", after=depthwise), "left_norm", relu=True, after=left)
         else:
             passed, x = jnp.split(x, 2, axis=-1)
-        y = norm(conv(x, half, 1, "conv1", init="torch"), "norm1", relu=True)
-        y = norm(conv(y, half, 3, "depthwise", stride=stride, groups=half, init="torch"), "depthwise_norm")
-        y = norm(conv(y, half, 1, "conv2", init="torch"), "norm2", relu=True)
+        depthwise = partial(_layer, features=half, kernel=3, name="depthwise", stride=stride, groups=half)
+        y = norm(x, "norm1", relu=True, after=partial(_layer, features=half, kernel=1, name="conv1"))
+        y = norm(y, "depthwise_norm", after=depthwise)
+        y = norm(y, "norm2", relu=True, after=partial(_layer, features=half, kernel=1, name="conv2"))
         return shuffle(jnp.concatenate([passed, y], axis=-1), 2)
 
 
@@ -134,13 +138,12 @@ class ShuffleNetV2(nn.Module):
     def __call__(self, inputs: Float[Array, "B H W C"], *, train: bool) -> Output:
         batch_norm = partial(norm, train=train, group=self.norm_group)
         features = {}
-        x = conv(to_images(inputs, self), 24, 1, "stem", init="torch")
-        x = batch_norm(x, "stem_norm", relu=True)
+        x = batch_norm(to_images(inputs, self), "stem_norm", relu=True, after=STEM)
         for stage, (width, blocks) in enumerate(((116, 4), (232, 8), (464, 4)), start=1):
             for block in range(1, blocks + 1):
                 x = SplitBlock(width, down=block == 1, name=f"stage{stage}_block{block}")(x, batch_norm)
             features[f"stage{stage}"] = x
-        x = pool(batch_norm(conv(x, 1024, 1, "last", init="torch"), "last_norm", relu=True))
+        x = pool(batch_norm(x, "last_norm", relu=True, after=partial(_layer, features=1024, kernel=1, name="last")))
         features["penultimate"] = x
         return Output(dense(x, self.num_classes, "head"), features)
 

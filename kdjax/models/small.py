@@ -109,8 +109,8 @@ class VGG(nn.Module):
             if 1 < stage < 5 or (stage == 5 and inputs.shape[1] == 64):
                 x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for block in range(1, blocks + 1):
-                x = conv(x, width, 3, f"stage{stage}_conv{block}", bias=True)
-                x = batch_norm(x, f"stage{stage}_norm{block}", relu=True)
+                layer = partial(conv, features=width, kernel=3, name=f"stage{stage}_conv{block}", bias=True)
+                x = batch_norm(x, f"stage{stage}_norm{block}", relu=True, after=layer)
             features[f"stage{stage}"] = x
         x = pool(x)
         features["penultimate"] = x
