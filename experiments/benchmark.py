@@ -9,6 +9,7 @@
     python -m experiments.benchmark aot --target=h100,h100x8 --json aot.json                        # needs no GPU
     python -m experiments.benchmark aot --target=v5e --config=configs/cifar100.py:wrn_40_2,mdca,wrn_40_1,kd
     python -m experiments.benchmark workers --repeats 5 --json workers.json
+    python -m experiments.benchmark workers --table table1 --repeats 1
     python -m experiments.benchmark sweep --threads 2 --json sweep.json
     python -m experiments.benchmark pairs --threads 1 --json pairs.json
     python -m experiments.benchmark --plan                     # only says what would be measured
@@ -66,6 +67,7 @@ _MEMORY_CONFIG = flags.DEFINE_string(
 )
 _TARGET = flags.DEFINE_list("target", ["h100"], "What aot compiles for: h100, h100x8, v5e, v5e:2x2, ...")
 _AOT_CONFIG = flags.DEFINE_string("config", "", "The configuration that aot compiles, default KD on random pixels.")
+_TABLE = flags.DEFINE_string("table", None, "The table of workers; default quickstart, cut short, else a :cpu table.")
 _NORM_GROUP = flags.DEFINE_integer("norm_group", -1, "recipe.norm_group of aot; default the recipe's.")
 
 EXIT_REFUSED = 2
@@ -214,9 +216,13 @@ def aot_section() -> dict[str, Any]:
 
 def workers_settings() -> Any:
     """The workers section's settings from the flags."""
-    from experiments.benchmark_workers import Settings
+    from experiments.all import TABLES
+    from experiments.benchmark_workers import QUICKSTART, Settings
 
     chosen = Settings().quick() if _QUICK.value else Settings()
+    if _TABLE.value:
+        one_of("--table", _TABLE.value, [QUICKSTART, *TABLES])
+        chosen = dataclasses.replace(chosen, table=_TABLE.value)
     return dataclasses.replace(chosen, rounds=_REPEATS.value or chosen.rounds)
 
 
@@ -295,8 +301,8 @@ def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, A
         "metrics": "seconds and memory of the calibration errors",
         "aot": f"the steps compiled for {', '.join(_TARGET.value)}, which need not be here",
         "memory": f"peak memory of {_MEMORY_CONFIG.value}, from an empty and from a full cache, where its data set is",
-        "workers": f"a small table with one worker and with several, {workers_settings().rounds} rounds, where there "
-        "are several processors",
+        "workers": f"{workers_settings().table} with one worker and with several, {workers_settings().rounds} rounds, "
+        "where there are several processors",
         "sweep": f"{len(sweep_settings().grid)} students as one cohort, one after another, and in PyTorch where it is "
         f"installed, {sweep_settings().rounds} rounds",
         "pairs": f"the distillation step of {len(PAIRS)} pairs of networks beside PyTorch, batch {chosen.batch}, "

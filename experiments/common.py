@@ -178,7 +178,7 @@ def execute(given: Command, targets: Sequence[Stage]) -> runs.Outcome | None:
         for stage in stages.order(targets):
             layout.check_batch(stage.recipe.batch_size, mesh)
         planned = planning.plan(targets, Path(run.workdir))
-        seconds = plans.probe([row for row in planned if row.status != "done"], run) if given.probe else None
+        seconds = plans.probe(planned, run) if given.probe else None
         count, why = sharing(given, run, lambda: planned)
         if is_primary():
             plans.show(planned, seconds)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdjax import models, objectives, outputs, planning, programs, stages, tasks, teachers
+from kdjax import grouping, models, objectives, outputs, planning, programs, stages, tasks, teachers
 from kdjax.errors import literal
 from kdjax.options import Options
 from kdjax.parts import parts
@@ -126,8 +126,14 @@ def probe(planned: Sequence[planning.Planned], run: Settings) -> Probed:
     """Seconds of a step here, timed over a few steps of every kind after what compiles.
 
     Every network has random weights, pretrained or not; its cost is the same. A stage without steps costs none. Where
-    the teacher's logits are stored, its network runs in a share of the steps alone.
+    the teacher's logits are stored, its network runs in a share of the steps alone; of the students of a cohort one
+    pays for it, and that they share the augmentation is not counted.
+
+    Args:
+      planned: all stages, finished ones too, since the whole queue decides on the cohorts.
     """
+    groups = grouping.groups([row.stage for row in planned], run.cohort)
+    paid_by = {stage.id: _paid_by(stage, len(group)) for group in groups for stage in group}
     timed: dict[Hashable, float] = {}
 
     def seconds(stage: Stage, runs_teacher: bool) -> float:
@@ -138,11 +144,21 @@ def probe(planned: Sequence[planning.Planned], run: Settings) -> Probed:
 
     of_stage: dict[str, float] = {}
     for row in planned:
-        share = row.teacher_share if row.steps > row.held else 0.0
+        share = row.teacher_share / paid_by[row.stage.id] if row.steps > row.held else 0.0
         of_stage[row.stage.id] = share and share * seconds(row.stage, True)
         if row.steps > row.held and share < 1:
             of_stage[row.stage.id] += (1 - share) * seconds(row.stage, False)
     return Probed(of_stage, len(timed))
+
+
+def _paid_by(student: Stage, members: int) -> int:
+    """How many students of a cohort pay for its teacher's pass together: one that reads more of the teacher than a row
+    of logits for each example is counted as if it paid alone."""
+    distill = student.recipe.distill
+    if distill is None:
+        return 1
+    method = objectives.METHODS[distill.method]
+    return 1 if method.features or method.transform else members
 
 
 def _seconds(stage: Stage, run: Settings, runs_teacher: bool) -> float:

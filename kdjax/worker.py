@@ -12,15 +12,15 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TextIO
 
 import jax
 
-from kdjax import console, provenance, runs, signals, stage_text
+from kdjax import console, provenance, runs, signals, stage_text, stages
 from kdjax.errors import Held, Refused
 from kdjax.settings import EXIT_INTERNAL, EXIT_INTERRUPTED, Interrupted, Settings
-from kdjax.stages import Stage, kind_of
+from kdjax.stages import Stage
 
 PAUSE = 0.2
 """Seconds between two looks at stages that other workers hold."""
@@ -76,10 +76,16 @@ class Failures(dict[str, str]):
 
 
 def later(queue: Sequence[Stage], worker: int, workers: int) -> set[str]:
-    """Ids of the stages that a worker leaves to the others at first: workers begin with different kinds of stages, so
-    that most programs are compiled once."""
-    kinds = {kind: n for n, kind in enumerate(dict.fromkeys(map(kind_of, queue)))}
-    return {stage.id for stage in queue if kinds[kind_of(stage)] % workers != worker}
+    """Ids of the stages that a worker leaves to the others at first: workers begin with different programs, so that
+    most are compiled once."""
+    programs = {program: n for n, program in enumerate(dict.fromkeys(map(program_of, queue)))}
+    return {stage.id for stage in queue if programs[program_of(stage)] % workers != worker}
+
+
+def program_of(stage: Stage) -> Hashable:
+    """What a stage's step is compiled from: of its teacher the network alone, since its variables are an argument."""
+    teacher = stages.taught_by(stage)
+    return stage.recipe.kind(), None if teacher is None else (teacher.model, teacher.model_options, teacher.precision)
 
 
 def run(given: dict[str, Any], teller: Teller, failures: Failures) -> None:

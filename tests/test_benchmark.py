@@ -266,6 +266,15 @@ def test_the_torch_peer_of_texts_is_the_same_step():
         assert peer.advance(1) == pytest.approx(ours.advance(1), rel=1e-4)
 
 
+def test_workers_of_another_table_are_measured_on_one_seed_of_it():
+    with flagsaver.flagsaver(table="cud"):
+        command = benchmark.workers_settings().command
+    assert command == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
+    assert benchmark.workers_settings().command[0] == "experiments.quickstart"
+    with flagsaver.flagsaver(table="cudd"), pytest.raises(Refused, match="did you mean cud"):
+        benchmark.workers_settings()
+
+
 def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
     order: list[int] = []
 

@@ -133,6 +133,20 @@ def test_stored_outputs_run_the_teacher_in_a_share_of_the_steps(npz, tmp_path, m
     assert plans._teacher(Stage(tiny.recipe(npz, init="teacher"), teacher), True) is None, "it begins there, no more"
 
 
+def test_of_a_cohort_one_student_pays_for_the_teacher(npz, tmp_path, monkeypatch):
+    """Finished ones belong to it; who reads the teacher's layers is counted as if alone."""
+    monkeypatch.setattr(plans, "_seconds", lambda stage, run, taught: 1 + 12 * taught)
+    teacher = Stage(tiny.recipe(npz), name="teacher")
+    grid = {f"T = {T}": Distill("kd", Options(T=float(T))) for T in (1, 2, 4)} | {"layers": Distill("hidden_state")}
+    stages = [Stage(tiny.student(npz, distill=term), teacher, name=name) for name, term in grid.items()]
+    rows = planned(tmp_path, *stages)
+    rows["T = 1"] = rows["T = 1"]._replace(status="done", steps=0)
+    for cohort, (student, layers) in {1: (13, 13), 2: (7, 13), 4: (4, 13)}.items():
+        seconds = plans.probe([*rows.values()], Settings(cohort=cohort)).seconds
+        told = {name: seconds[row.stage.id] for name, row in rows.items()}
+        assert told == {"teacher": 1, "T = 1": 0, "T = 2": student, "T = 4": student, "layers": layers}
+
+
 def test_what_a_checkpoint_holds_is_not_counted_again(npz, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plans, "_seconds", lambda stage, run, taught: 3600.0)
     stage = Stage(tiny.recipe(npz), name="begun")

@@ -15,6 +15,7 @@ from experiments import command, common
 from kdjax import console, limits, planning, provenance, runs, stage_text, worker, worker_count, workers
 from kdjax.errors import Refused
 from kdjax.files import LOCK
+from kdjax.recipes import Distill
 from kdjax.settings import Interrupted, Settings
 from kdjax.stages import Stage, order
 from tests import tiny
@@ -85,6 +86,51 @@ def test_workers_that_are_stopped_and_killed_compute_the_same_bits(npz, tmp_path
             np.testing.assert_array_equal(
                 alone.results[stage].logits(split)[0], shared.results[stage].logits(split)[0], strict=True
             )
+
+
+class Killer(console.Silent):
+    """Kills the process that holds a student, with SIGKILL, once a cohort is on its way."""
+
+    def __init__(self, students: list[Stage], workdir: Path) -> None:
+        self.students, self.workdir, self.begun, self.killed = students, workdir, list[str](), list[int]()
+
+    def stage(self, name: str, position: int, total: int, epochs: int, note: str = "") -> None:
+        if "in one step" in f"{name} {note}":
+            self.begun.append(f"{name} {note}")
+
+    def epoch(self, epoch: int, loss: float, text: str) -> None:
+        locks = [student.directory(self.workdir) / LOCK for student in self.students]
+        held = [json.loads(lock.read_text())["pid"] for lock in locks if lock.exists()]
+        if self.begun and held and not self.killed:
+            self.killed.append(held[0])
+            os.kill(held[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_share_cohorts_and_one_that_is_killed_loses_nothing(npz, tmp_path):
+    """A cohort for each teacher; all end with the bits of cohorts that one process trained undisturbed."""
+    teachers = [Stage(tiny.recipe(npz, seed=seed, select="last"), name=f"teacher {seed}") for seed in (0, 1)]
+    students = [
+        Stage(
+            tiny.student(npz, seed=seed, epochs=9, select="last", distill=Distill("kd", alpha=alpha)),
+            teachers[seed],
+            name=f"student {seed} {alpha}",
+        )
+        for seed in (0, 1)
+        for alpha in (0.3, 0.6)
+    ]
+    how = Settings(workdir=str(tmp_path / "two"), checkpoint_epochs=1, devices=1, cohort=2)
+    killer = Killer(students, tmp_path / "two")
+    shared = workers.run_all(students, how, killer, 2)
+    assert killer.killed and any("2 in one step" in text for text in killer.begun)
+    undisturbed = runs.run_all(students, dataclasses.replace(how, workdir=str(tmp_path / "one")))
+    assert not shared.failures and len(shared.results) == len(undisturbed.results) == 6
+    for stage in students:
+        one, two = undisturbed.results[stage.id].directory, shared.results[stage.id].directory
+        assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes(), stage.name
+        assert (one / "result.json").read_bytes() == (two / "result.json").read_bytes(), stage.name
+        sessions = json.loads((two / "environment.json").read_text())["sessions"]
+        assert all(len(session["cohort"]) == 2 for session in sessions)
 
 
 @pytest.mark.slow
@@ -178,6 +224,11 @@ def test_each_worker_has_processors_and_kinds_of_its_own(npz):
     queue = order(table(npz))
     left = [worker.later(queue, n, 2) for n in range(2)]
     assert left[0] | left[1] == {stage.id for stage in queue} and not left[0] & left[1]
+    # Students of calibrated and uncalibrated teachers have one program, and so one worker.
+    of_mdca = Stage(tiny.recipe(npz, method="mdca"), name="calibrated")
+    alike = [Stage(tiny.student(npz), teacher) for teacher in (Stage(tiny.recipe(npz)), of_mdca)]
+    other = Stage(tiny.student(npz), Stage(tiny.recipe(npz, model_options={"widths": (7,)})))
+    assert worker.program_of(alike[0]) == worker.program_of(alike[1]) != worker.program_of(other)
 
 
 def test_a_stage_that_failed_elsewhere_is_not_tried(npz, tmp_path):
