@@ -186,7 +186,8 @@ def run(given: Command) -> None:
     if finished is None:
         return
     wheres = [f"{name}, {model}" for name in texts.at_hand(config)[0] for model in config.recipe.students]
-    sentences = texts.sentences(texts.verdicts(finished.lines, wheres))
+    layers = [(f"{name} against LKD", name, texts.LKD) for name in config.recipe.features]
+    sentences = texts.sentences(texts.verdicts(finished.lines, wheres, (*texts.CLAIMS, *layers)))
     for name in texts.at_hand(config)[0]:
         sentences += texts.against_linear(finished.lines, name)
     tables.publish(
