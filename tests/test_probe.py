@@ -138,13 +138,14 @@ def test_of_a_cohort_one_student_pays_for_the_teacher(npz, tmp_path, monkeypatch
     monkeypatch.setattr(plans, "_seconds", lambda stage, run, taught: 1 + 12 * taught)
     teacher = Stage(tiny.recipe(npz), name="teacher")
     grid = {f"T = {T}": Distill("kd", Options(T=float(T))) for T in (1, 2, 4)} | {"layers": Distill("hidden_state")}
-    stages = [Stage(tiny.student(npz, distill=term), teacher, name=name) for name, term in grid.items()]
+    student = tiny.student(npz)
+    stages = [Stage(dataclasses.replace(student, distill=term), teacher, name=name) for name, term in grid.items()]
     rows = planned(tmp_path, *stages)
     rows["T = 1"] = rows["T = 1"]._replace(status="done", steps=0)
-    for cohort, (student, layers) in {1: (13, 13), 2: (7, 13), 4: (4, 13)}.items():
+    for cohort, (paid, layers) in {1: (13, 13), 2: (7, 13), 4: (4, 13)}.items():
         seconds = plans.probe([*rows.values()], Settings(cohort=cohort)).seconds
         told = {name: seconds[row.stage.id] for name, row in rows.items()}
-        assert told == {"teacher": 1, "T = 1": 0, "T = 2": student, "T = 4": student, "layers": layers}
+        assert told == {"teacher": 1, "T = 1": 0, "T = 2": paid, "T = 4": paid, "layers": layers}
 
 
 def test_what_a_checkpoint_holds_is_not_counted_again(npz, tmp_path, capsys, monkeypatch):

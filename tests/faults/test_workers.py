@@ -110,9 +110,10 @@ class Killer(console.Silent):
 def test_workers_share_cohorts_and_one_that_is_killed_loses_nothing(npz, tmp_path):
     """A cohort for each teacher; all end with the bits of cohorts that one process trained undisturbed."""
     teachers = [Stage(tiny.recipe(npz, seed=seed, select="last"), name=f"teacher {seed}") for seed in (0, 1)]
+    student = tiny.student(npz, epochs=9, select="last")
     students = [
         Stage(
-            tiny.student(npz, seed=seed, epochs=9, select="last", distill=Distill("kd", alpha=alpha)),
+            dataclasses.replace(student, seed=seed, distill=Distill("kd", alpha=alpha)),
             teachers[seed],
             name=f"student {seed} {alpha}",
         )
