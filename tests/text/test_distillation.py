@@ -78,10 +78,10 @@ def test_resumed_in_mid_epoch_bit_for_bit_and_stored_logits_teach_the_same(datas
 @pytest.mark.slow
 def test_layers_of_a_wider_and_deeper_teacher_teach_and_resume_bit_for_bit(dataset):
     """The learned matrix is part of the state; TinyBERT's second stage begins in mid-run."""
-    method, wide = "tinybert", {**OPTIONS, "num_attention_heads": 4}
+    wide = {**OPTIONS, "num_attention_heads": 4}
     teaching = task(Recipe(model="bert_2l_16", model_options=wide, batch_size=8, seed=5), dataset)
     living = teachers.frozen(teaching.parts.model, Trainer(teaching, devices=1).init().variables)
-    distill = Distill(method, weights=objectives.METHODS[method].weights)
+    distill = Distill("tinybert", weights=objectives.METHODS["tinybert"].weights)
     recipe = dataclasses.replace(RECIPE, model="bert_1l_8", distill=distill)
     trainer = Trainer(task(recipe, dataset, living), devices=1)
     begun = jax.tree.map(np.asarray, trainer.init())
