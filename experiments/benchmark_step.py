@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import peers
+from experiments.benchmark_tables import TRAINER
 from experiments.spread import Spread, spread
 from kdjax import data, provenance, teachers
 from kdjax.parts import parts
@@ -207,7 +208,7 @@ def contest(
     return {name: {"first_call_s": first[name], "steps": steps[name], "seconds": seconds[name]} for name in contestants}
 
 
-OURS, PLAIN, AUGMENTED, TORCH = "kdjax Trainer", "plain JAX", "plain JAX + transforms", "PyTorch eager"
+OURS, PLAIN, AUGMENTED, TORCH = TRAINER, "plain JAX", "plain JAX + transforms", "PyTorch eager"
 
 
 PAIRS = (

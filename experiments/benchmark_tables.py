@@ -112,14 +112,17 @@ def show_distillation(section: dict[str, Any]) -> None:
     )
 
 
-PAIR_COLUMNS = ("pair", "kdjax images/s", "PyTorch images/s", "kdjax is faster by", "of matmul", "first call s", "n")
+TRAINER = "kdjax Trainer"
+PAIR_COLUMNS = ("pair", "kdjax images/s", "PyTorch images/s", "times PyTorch's", "of matmul", "first call s", "n")
 
 
 def pair_rows(measured: Sequence[Mapping[str, Any]]) -> Rows:
     """A row for each pair, in the order of PAIR_COLUMNS; the ratio is taken round by round."""
     rows: Rows = []
     for pair in measured:
-        ours, *peers = pair["contestants"].values()
+        # By name: in a file the contestants are in alphabetical order.
+        contestants = dict(pair["contestants"])
+        ours, peers = contestants.pop(TRAINER), [*contestants.values()]
         images = [spread([pair["batch"] / seconds for seconds in one["seconds"]]) for one in (ours, *peers)]
         ratios = [[t / o for t, o in zip(one["seconds"], ours["seconds"], strict=True)] for one in peers]
         rows.append(

@@ -20,6 +20,7 @@ from experiments import (
     benchmark_memory,
     benchmark_step,
     benchmark_sweep,
+    benchmark_tables,
     benchmark_text,
     benchmark_workers,
     peers,
@@ -267,12 +268,17 @@ def test_the_torch_peer_of_texts_is_the_same_step():
 
 
 def test_workers_of_another_table_are_measured_on_one_seed_of_it():
-    with flagsaver.flagsaver(table="cud"):
-        command = benchmark.workers_settings().command
-    assert command == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
-    assert benchmark.workers_settings().command[0] == "experiments.quickstart"
-    with flagsaver.flagsaver(table="cudd"), pytest.raises(Refused, match="did you mean cud"):
-        benchmark.workers_settings()
+    commands = []
+    for name in ("cud", None):
+        with flagsaver.flagsaver(table=name):
+            flags.FLAGS.mark_as_parsed()
+            commands.append(benchmark.workers_settings().command)
+    assert commands[0] == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
+    assert commands[1][0] == "experiments.quickstart"
+    with flagsaver.flagsaver(table="cudd"):
+        flags.FLAGS.mark_as_parsed()
+        with pytest.raises(Refused, match="did you mean cud"):
+            benchmark.workers_settings()
 
 
 def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
@@ -316,9 +322,23 @@ def test_pairs_are_measured_beside_pytorch_where_it_is(monkeypatch, capsys):
     assert "| mlp → mlp, 8x8 |" in results.paired(stored)
 
 
+def test_a_pair_is_told_alike_from_a_file():
+    """Where its contestants are sorted by name, and PyTorch comes first."""
+    rows = {benchmark_step.OURS: [0.5, 0.4], benchmark_step.TORCH: [0.25, 0.25]}
+    contestants = {
+        name: {"seconds": seconds, "share_of_matmul": 0.5, "first_call_s": 1.0} for name, seconds in rows.items()
+    }
+    pair = {"teacher": "a", "student": "b", "size": 8, "batch": 10, "contestants": contestants}
+    (told,) = benchmark_tables.pair_rows([pair])
+    assert benchmark_tables.pair_rows([json.loads(json.dumps(pair, sort_keys=True))]) == [told]
+    assert told[1:4] == ("22 (20 … 25)", "40 (40 … 40)", "0.56 (0.50 … 0.62)")
+
+
 def test_a_pair_of_ones_own_is_measured_by_the_step_section():
-    with flagsaver.flagsaver(teacher="resnet8"), pytest.raises(Refused, match="type step"):
-        benchmark.pairs_section()
+    with flagsaver.flagsaver(teacher="resnet8"):
+        flags.FLAGS.mark_as_parsed()
+        with pytest.raises(Refused, match="type step"):
+            benchmark.pairs_section()
 
 
 SWEEP = benchmark_sweep.Settings(
