@@ -18,6 +18,7 @@ from experiments import (
     benchmark,
     benchmark_dispatch,
     benchmark_memory,
+    benchmark_sections,
     benchmark_step,
     benchmark_sweep,
     benchmark_tables,
@@ -149,7 +150,7 @@ def test_empty_model_has_the_leaves_it_says():
 def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     path = tmp_path / "deep" / "benchmark.json"
     monkeypatch.setenv("OUT", str(path.parent))
-    monkeypatch.setattr(benchmark, "settings", lambda: TINY)
+    monkeypatch.setattr(benchmark_sections, "settings", lambda: TINY)
     monkeypatch.setattr(benchmark_dispatch, "LEAVES", (1, 3))
     monkeypatch.setattr(benchmark_memory, "imports", lambda n, run=benchmark_memory.imports: run(1))
     with flagsaver.flagsaver():
@@ -210,7 +211,7 @@ def test_unknown_network_is_refused_before_anything_runs(monkeypatch):
 def test_quick_keeps_the_networks_that_were_named():
     with flagsaver.flagsaver(quick=True, student="wrn_10_1", repeats=3):
         flags.FLAGS.mark_as_parsed()
-        chosen = benchmark.settings()
+        chosen = benchmark_sections.settings()
     assert (chosen.teacher, chosen.student, chosen.rounds) == ("resnet8", "wrn_10_1", 3)
 
 
@@ -272,13 +273,13 @@ def test_workers_of_another_table_are_measured_on_one_seed_of_it():
     for name in ("cud", None):
         with flagsaver.flagsaver(table=name):
             flags.FLAGS.mark_as_parsed()
-            commands.append(benchmark.workers_settings().command)
+            commands.append(benchmark_sections.workers_settings().command)
     assert commands[0] == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
     assert commands[1][0] == "experiments.quickstart"
     with flagsaver.flagsaver(table="cudd"):
         flags.FLAGS.mark_as_parsed()
         with pytest.raises(Refused, match="did you mean cud"):
-            benchmark.workers_settings()
+            benchmark_sections.workers_settings()
 
 
 def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
@@ -311,8 +312,8 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
 def test_pairs_are_measured_beside_pytorch_where_it_is(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_step, "PAIRS", (("conv_small", "conv_tiny", 8), ("mlp", "mlp", 8)))
     for name, torch in (("settings", dataclasses.replace(TINY)), ("settings", dataclasses.replace(TINY, torch=True))):
-        monkeypatch.setattr(benchmark, name, lambda torch=torch: torch)
-        measured = benchmark.pairs_section()
+        monkeypatch.setattr(benchmark_sections, name, lambda torch=torch: torch)
+        measured = benchmark_sections.pairs_section()
         assert [(pair["teacher"], pair["size"]) for pair in measured["pairs"]] == [("conv_small", 8), ("mlp", 8)]
         assert all([*pair["contestants"]] == [benchmark_step.OURS] for pair in measured["pairs"]), "no such peers"
         shown = capsys.readouterr().out
@@ -338,7 +339,7 @@ def test_a_pair_of_ones_own_is_measured_by_the_step_section():
     with flagsaver.flagsaver(teacher="resnet8"):
         flags.FLAGS.mark_as_parsed()
         with pytest.raises(Refused, match="type step"):
-            benchmark.pairs_section()
+            benchmark_sections.pairs_section()
 
 
 SWEEP = benchmark_sweep.Settings(
@@ -358,9 +359,9 @@ SWEEP = benchmark_sweep.Settings(
 
 @pytest.mark.slow
 def test_a_grid_is_measured_as_a_cohort_and_one_after_another(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "sweep_settings", lambda: SWEEP)
+    monkeypatch.setattr(benchmark_sections, "sweep_settings", lambda: SWEEP)
     monkeypatch.setattr(benchmark_sweep.provenance, "cpus", lambda: 2)
-    measured = benchmark.sweep_section()
+    measured = benchmark_sections.sweep_section()
     assert measured["students"] == 2 and measured["steps_of_a_run"] == 60 * 2
     assert {*measured["contestants"]} == {benchmark_sweep.COHORT, benchmark_sweep.ALONE, benchmark_sweep.ABREAST}
     for one in measured["contestants"].values():
