@@ -47,7 +47,7 @@ def evenly(method: str, kind: str, first: int, *, last: bool = True) -> Usual:
         depth_s, depth_t = _depth(kind, student), _depth(kind, teacher)
         if not (depth_s and depth_t):
             return []
-        example = f"name layers of your choice, e.g. ('{kind}{depth_s}:{kind}{depth_t}',)"
+        example = f"set layers, e.g. layers=('{kind}{depth_s}:{kind}{depth_t}',)"
         if depth_t % depth_s:
             raise Refused(
                 f"{method} compares the student's layer l with the teacher's l·L_t/L_s, and {depth_s} layers do not "

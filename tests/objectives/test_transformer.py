@@ -166,7 +166,7 @@ def test_as_many_layers_as_tokens_are_not_taken_for_tokens(teacher, twin):
 def test_depths_that_do_not_fit_are_refused_in_one_sentence(teacher):
     three, one = network("bert_3l_8", 2, 3), network("bert_1l_8", 2, 4)
     for name in ("pkd", "tinybert"):
-        with pytest.raises(Refused, match=r"3 layers do not divide 4; name layers of your choice, e.g. \('"):
+        with pytest.raises(Refused, match=r"3 layers do not divide 4; set layers, e.g. layers=\('"):
             params_of(build(name), three, teacher)
     with pytest.raises(Refused, match=r"leaves the student's last layer out, and it has no other.*cls1:cls4"):
         params_of(build("pkd"), one, teacher)
