@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         sensitivity_set="trec",
         axes=ConfigDict({"lambda_h": (0.1, 0.4), "m": (0.1, 0.7), "eta": (0.1, 0.5), "lambda_kd": (0.2, 0.8)}),
         gammas=(0.0, 3.0, 10.0),
-        # PKD leaves the last layer out, and the student has one: its one meets the teacher's last.
+        # By default PKD leaves the student's last layer out; this student has no other, so its layer is named.
         features=ConfigDict({"PKD": {**PKD, "layers": ("cls1:cls2",)}, "TinyBERT": TINYBERT}),
     ),
 }
@@ -46,9 +46,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def get_config(arg: str = "") -> ConfigDict:
     sets = ("banking77", "clinc150", "trec", "ag_news", "massive", "hwu64", "ag_news_small", "sst2")
     config = fine_tuned(sets)
-    # Rows of table 1 beside LKD and CUD: name -> a distiller, its options, its weights (label, soft; by default its
-    # own), and the students that it is shown for (all). CUD prints TinyBERT for 6 layers only: 4 of 256 have 4 heads,
-    # and their teacher 12.
+    # Rows of table 1 beside LKD and CUD: name -> `method`, a distiller; its options; `weights` of label and soft term,
+    # by default the method's own; and `students`, the networks that have the row, by default all. CUD prints no
+    # TinyBERT for bert_4l_256: it has 4 attention heads and the teacher 12, and TinyBERT compares head with head.
     config.recipe.features = ConfigDict({"PKD": PKD, "TinyBERT": {**TINYBERT, "students": ("bert_6l_768",)}})
     # Table 5, one axis at a time, and the sweep of gamma, on one set with the last of the students.
     config.recipe.sensitivity_set = "banking77"

@@ -173,6 +173,8 @@ def workers_settings() -> Any:
 
     chosen = Settings().quick() if _QUICK.value else Settings()
     if _TABLE.value:
+        if _QUICK.value:
+            raise Refused("--quick shortens the quickstart, and --table names another table; leave one of them out.")
         one_of("--table", _TABLE.value, [QUICKSTART, *TABLES])
         chosen = dataclasses.replace(chosen, table=_TABLE.value)
     return dataclasses.replace(chosen, rounds=_REPEATS.value or chosen.rounds)

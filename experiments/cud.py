@@ -23,7 +23,7 @@ from experiments.published_text import TABLE1, TABLE4, TABLE5, of_set
 from experiments.sheets import Line, Sheet
 from experiments.tables import Part, Row
 from experiments.texts import Bench
-from kdjax import objectives
+from kdjax import models, objectives
 from kdjax.errors import Refused
 
 CALIBRATION = (
@@ -102,13 +102,19 @@ def _varied(bench: Bench, model: str, axis: str, value: float) -> Any:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses axes that are none, a set for the sweeps that is not among the sets, lists that are none."""
+    """Refuses unknown axes, methods and networks, a set for the sweeps that is not among the sets, and bad lists."""
     for axis, points in config.recipe.axes.to_dict().items():
         if axis not in AXES:
             raise Refused(f"config.recipe.axes has {axis!r}; expected some of {', '.join(AXES)}.")
         common.distinct(f"config.recipe.axes.{axis}", points, float)
     common.distinct("config.recipe.gammas", config.recipe.gammas, float)
     common.named("config.recipe.students", config.recipe.students)
+    for name, given in config.recipe.features.to_dict().items():
+        objectives.checked(given.get("method"), {}, "distiller")
+        if "students" in given:
+            common.named(f"config.recipe.features[{name!r}].students", given["students"])
+            for model in given["students"]:
+                models.build(model, num_classes=2)
     swept_set = config.recipe.sensitivity_set
     if swept_set and swept_set not in texts.at_hand(config)[0]:
         raise Refused(

@@ -276,10 +276,14 @@ def test_workers_of_another_table_are_measured_on_one_seed_of_it():
             commands.append(benchmark_sections.workers_settings().command)
     assert commands[0] == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
     assert commands[1][0] == "experiments.quickstart"
-    with flagsaver.flagsaver(table="cudd"):
-        flags.FLAGS.mark_as_parsed()
-        with pytest.raises(Refused, match="did you mean cud"):
-            benchmark_sections.workers_settings()
+    for given, says in (
+        ({"table": "cudd"}, "did you mean cud"),
+        ({"table": "cud", "quick": True}, "leave one of them"),
+    ):
+        with flagsaver.flagsaver(**given):
+            flags.FLAGS.mark_as_parsed()
+            with pytest.raises(Refused, match=says):
+                benchmark_sections.workers_settings()
 
 
 def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
@@ -311,8 +315,8 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
 @pytest.mark.slow
 def test_pairs_are_measured_beside_pytorch_where_it_is(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_step, "PAIRS", (("conv_small", "conv_tiny", 8), ("mlp", "mlp", 8)))
-    for name, torch in (("settings", dataclasses.replace(TINY)), ("settings", dataclasses.replace(TINY, torch=True))):
-        monkeypatch.setattr(benchmark_sections, name, lambda torch=torch: torch)
+    for settings in (TINY, dataclasses.replace(TINY, torch=True)):
+        monkeypatch.setattr(benchmark_sections, "settings", lambda settings=settings: settings)
         measured = benchmark_sections.pairs_section()
         assert [(pair["teacher"], pair["size"]) for pair in measured["pairs"]] == [("conv_small", 8), ("mlp", 8)]
         assert all([*pair["contestants"]] == [benchmark_step.OURS] for pair in measured["pairs"]), "no such peers"

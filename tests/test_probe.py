@@ -135,7 +135,7 @@ def test_stored_outputs_run_the_teacher_in_a_share_of_the_steps(npz, tmp_path, m
 
 def test_of_a_cohort_one_student_pays_for_the_teacher(npz, tmp_path, monkeypatch):
     """Finished ones belong to it; who reads the teacher's layers is counted as if alone."""
-    monkeypatch.setattr(plans, "_seconds", lambda stage, run, taught: 1 + 12 * taught)
+    monkeypatch.setattr(plans, "_seconds", lambda stage, run, runs_teacher: 1 + 12 * runs_teacher)
     teacher = Stage(tiny.recipe(npz), name="teacher")
     grid = {f"T = {T}": Distill("kd", Options(T=float(T))) for T in (1, 2, 4)} | {"layers": Distill("hidden_state")}
     student = tiny.student(npz)

@@ -158,9 +158,9 @@ def test_as_many_layers_as_tokens_are_not_taken_for_tokens(teacher, twin):
     """ "cls" is [B, L + 1, H]: with L + 1 = S the mask of the tokens has its shape."""
     cut = {key: x[:, :5] for key, x in INPUTS.items()}
     assert teacher.features["cls"].shape[1] == 5
-    whole = value(build("hidden_state", layers=("cls",)), twin, teacher, inputs=cut)[0]
+    total = value(build("hidden_state", layers=("cls",)), twin, teacher, inputs=cut)[0]
     wanted = np.mean((twin.features["cls"] - teacher.features["cls"]) ** 2)
-    np.testing.assert_allclose(whole, wanted, rtol=1e-5)
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
 
 
 def test_depths_that_do_not_fit_are_refused_in_one_sentence(teacher):

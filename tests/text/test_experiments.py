@@ -151,6 +151,8 @@ def test_cud_names_the_sets_that_are_not_at_hand(folder):
     ("name", "flag", "sentence"),
     [
         ("cud", "--config.recipe.sensitivity_set=trec", "sensitivity_set is 'trec'"),
+        ("cud", "--config.recipe.features.PKD.method=pdk", "did you mean pkd"),
+        ("cud", "--config.recipe.features.PKD.method=nll", "stands where a distiller is expected"),
         ("cud", "--config.recipe.data.name=trec", "the sets are --config.recipe.sets"),
         ("cud", "--config.recipe.gammas=()", "config.recipe.gammas is ()"),
         ("table3", "--config.recipe.policies=('bodies',)", "has 'bodies'; expected some of body"),
