@@ -12,13 +12,14 @@ by hand.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app
 
 from experiments import benchmark_sweep, benchmark_tables, benchmark_workers, common, stored, tables
+from experiments.benchmark_tables import Rows
 from experiments.sheets import Line, Sheet
 from kdjax import checkpoints, report
 from kdjax.errors import Refused
@@ -132,31 +133,29 @@ def compiled(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _measured(content: dict[str, Any], title: str, columns: Sequence[str], rows: Rows, note: str) -> str:
+    """The one table of a section of the benchmark, with its command and hardware."""
+    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
+    lines += [f"{title}:", "", tables.markdown_of(report.Grid(columns, rows)).strip(), ""]
+    return "\n".join([*lines, note, ""])
+
+
 def swept(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark sweep --json FILE` measured, as Markdown."""
-    section = content["sweep"]
-    grid = report.Grid(benchmark_sweep.COLUMNS, benchmark_sweep.table(section))
-    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
-    lines += [f"{benchmark_sweep.title(section)}:", "", tables.markdown_of(grid).strip(), ""]
-    return "\n".join([*lines, benchmark_sweep.note(section), ""])
+    b, section = benchmark_sweep, content["sweep"]
+    return _measured(content, b.title(section), b.COLUMNS, b.table(section), b.note(section))
 
 
 def paired(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark pairs --json FILE` measured, as Markdown."""
-    measured = content["pairs"]["pairs"]
-    grid = report.Grid(benchmark_tables.PAIR_COLUMNS, benchmark_tables.pair_rows(measured))
-    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
-    lines += [f"{benchmark_tables.pair_title(measured)}:", "", tables.markdown_of(grid).strip(), ""]
-    return "\n".join([*lines, benchmark_tables.pair_note(measured), ""])
+    b, section = benchmark_tables, content["pairs"]["pairs"]
+    return _measured(content, b.pair_title(section), b.PAIR_COLUMNS, b.pair_rows(section), b.pair_note(section))
 
 
 def shared_out(content: dict[str, Any]) -> str:
     """What `python -m experiments.benchmark workers --json FILE` measured, as Markdown."""
-    measured = content["workers"]
-    grid = report.Grid(benchmark_workers.COLUMNS, benchmark_workers.table(measured))
-    lines = ["```", content["command"], "```", "", f"{content['hardware']['text']}.", ""]
-    lines += [f"{benchmark_workers.title(measured)}:", "", tables.markdown_of(grid).strip(), ""]
-    return "\n".join([*lines, benchmark_workers.NOTE, ""])
+    b, section = benchmark_workers, content["workers"]
+    return _measured(content, b.title(section), b.COLUMNS, b.table(section), b.NOTE)
 
 
 def tokens(content: dict[str, Any]) -> str:

@@ -31,13 +31,14 @@ def layer_names(what: str, given: Any) -> Any:
     return given
 
 
-def evenly(method: str, kind: str, first: int, *, last: bool = True) -> Usual:
+def evenly(method: str, kind: str, first: int, *, last: bool = True, option: str = "layers") -> Usual:
     """Pairs of numbered features, the student's layer l and the teacher's l·L_t/L_s; none where one has no such layers.
 
     Args:
       kind: what the features are called before their number, such as "layer" in "layer0" to "layer<L>".
       first: the student's first layer that is compared; 0 is the embedding.
       last: whether its last one is compared.
+      option: the method's option that names such pairs.
 
     Raises:
       Refused: while tracing, if L_s does not divide L_t, or no layer is left.
@@ -47,7 +48,7 @@ def evenly(method: str, kind: str, first: int, *, last: bool = True) -> Usual:
         depth_s, depth_t = _depth(kind, student), _depth(kind, teacher)
         if not (depth_s and depth_t):
             return []
-        example = f"set layers, e.g. layers=('{kind}{depth_s}:{kind}{depth_t}',)"
+        example = f"set {option}, e.g. {option}=('{kind}{depth_s}:{kind}{depth_t}',)"
         if depth_t % depth_s:
             raise Refused(
                 f"{method} compares the student's layer l with the teacher's l·L_t/L_s, and {depth_s} layers do not "

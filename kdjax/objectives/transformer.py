@@ -109,7 +109,13 @@ def tinybert(
     names = "tinybert_hidden", "tinybert_attention", "tinybert_logits"
     hidden = on_features(names[0], features.hidden_state, layers, usual=evenly("tinybert", "layer", 0), shared=True)
     heads = on_features(
-        names[1], features.attention, scores, axes=4, width=1, usual=evenly("tinybert", "scores", 1), optional=True
+        names[1],
+        features.attention,
+        scores,
+        axes=4,
+        width=1,
+        usual=evenly("tinybert", "scores", 1, option="scores"),
+        optional=True,
     )
     logits = stateless(names[2], last)
 

@@ -168,6 +168,8 @@ def test_depths_that_do_not_fit_are_refused_in_one_sentence(teacher):
     for name in ("pkd", "tinybert"):
         with pytest.raises(Refused, match=r"3 layers do not divide 4; set layers, e.g. layers=\('"):
             params_of(build(name), three, teacher)
+    with pytest.raises(Refused, match=r"set scores, e.g. scores=\('scores3:scores4'"):
+        params_of(build("tinybert", layers=("layer3:layer4",)), three, teacher)
     with pytest.raises(Refused, match=r"leaves the student's last layer out, and it has no other.*cls1:cls4"):
         params_of(build("pkd"), one, teacher)
     assert np.isfinite(value(build("pkd", layers=("cls1:cls4",)), one, teacher)[0])
