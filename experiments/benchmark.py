@@ -34,15 +34,16 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import benchmark_sections
-from experiments.benchmark_sections import ON_REQUEST, SECTIONS, planned, settings
+from experiments import benchmark_settings
+from experiments.benchmark_sections import ON_REQUEST, SECTIONS
+from experiments.benchmark_settings import check, planned
 from kdjax import files
 from kdjax.errors import Refused, one_of, within
 
 _PLAN = flags.DEFINE_bool("plan", False, "Print what would be measured, and where it would be written; run nothing.")
 _JSON = flags.DEFINE_string("json", None, "Where the numbers are written; default $OUT/benchmark.json if OUT is set.")
 _THREADS = flags.DEFINE_integer("threads", 0, "Processors to use; 0 means all that this process may use.")
-flags.adopt_module_key_flags(benchmark_sections)
+flags.adopt_module_key_flags(benchmark_settings)
 
 EXIT_REFUSED = 2
 
@@ -72,12 +73,11 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def plan(sections: Sequence[str], chosen: Any, path: Path | None) -> dict[str, Any]:
+def plan(what: dict[str, str], path: Path | None) -> dict[str, Any]:
     """Prints what the sections would measure; returns nothing measured."""
-    what = planned(chosen)
-    for name in sections:
-        print(f"{name}: {what[name]}")
-    print(f"{len(sections)} sections; written to {path or 'no file (name one by --json)'}")
+    for name, measured in what.items():
+        print(f"{name}: {measured}")
+    print(f"{len(what)} sections; written to {path or 'no file (name one by --json)'}")
     return {}
 
 
@@ -85,21 +85,22 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """The sections named on the command line; returns what is written.
 
     Raises:
-      Refused: an unknown section, or a flag out of range.
+      Refused: an unknown section, a flag that the sections do not read, or one out of range.
     """
     if len(argv) > 2:
         known = ", ".join([*SECTIONS, *ON_REQUEST])
         raise Refused(f"{argv[2]!r} is one word too many; expected one of {known} or all.")
     chosen = one_of("section", argv[1] if len(argv) == 2 else "all", [*SECTIONS, *ON_REQUEST, "all"])
     sections = [chosen] if chosen != "all" else [*SECTIONS]
-    step_settings = settings()
+    check(sections)
+    what = {name: planned(name) for name in sections}
     if within("--threads", _THREADS.value, 0) and hasattr(os, "sched_setaffinity"):
         # Before JAX starts its threads, and inherited by every child.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
     folder = os.environ.get("OUT")
     path = Path(_JSON.value) if _JSON.value else Path(folder) / "benchmark.json" if folder else None
     if _PLAN.value:
-        return plan(sections, step_settings, path)
+        return plan(what, path)
     # What was typed, without where the numbers were to go.
     typed = " ".join(a for a in sys.argv[1:] if "json" not in a)
     out: dict[str, Any] = {"command": f"python -m experiments.benchmark {typed}".strip()}

@@ -19,6 +19,7 @@ from experiments import (
     benchmark_dispatch,
     benchmark_memory,
     benchmark_sections,
+    benchmark_settings,
     benchmark_step,
     benchmark_sweep,
     benchmark_tables,
@@ -150,7 +151,7 @@ def test_empty_model_has_the_leaves_it_says():
 def test_json_has_what_is_promised(tmp_path, monkeypatch, capsys):
     path = tmp_path / "deep" / "benchmark.json"
     monkeypatch.setenv("OUT", str(path.parent))
-    monkeypatch.setattr(benchmark_sections, "settings", lambda: TINY)
+    monkeypatch.setattr(benchmark_settings, "settings", lambda: TINY)
     monkeypatch.setattr(benchmark_dispatch, "LEAVES", (1, 3))
     monkeypatch.setattr(benchmark_memory, "imports", lambda n, run=benchmark_memory.imports: run(1))
     with flagsaver.flagsaver():
@@ -211,7 +212,7 @@ def test_unknown_network_is_refused_before_anything_runs(monkeypatch):
 def test_quick_keeps_the_networks_that_were_named():
     with flagsaver.flagsaver(quick=True, student="wrn_10_1", repeats=3):
         flags.FLAGS.mark_as_parsed()
-        chosen = benchmark_sections.settings()
+        chosen = benchmark_settings.settings()
     assert (chosen.teacher, chosen.student, chosen.rounds) == ("resnet8", "wrn_10_1", 3)
 
 
@@ -273,7 +274,7 @@ def test_workers_of_another_table_are_measured_on_one_seed_of_it():
     for name in ("cud", None):
         with flagsaver.flagsaver(table=name):
             flags.FLAGS.mark_as_parsed()
-            commands.append(benchmark_sections.workers_settings().command)
+            commands.append(benchmark_settings.workers_settings().command)
     assert commands[0] == ["experiments.cud", "--config=configs/cud.py:cpu", "--config.seeds=(0,)"]
     assert commands[1][0] == "experiments.quickstart"
     for given, says in (
@@ -283,7 +284,7 @@ def test_workers_of_another_table_are_measured_on_one_seed_of_it():
         with flagsaver.flagsaver(**given):
             flags.FLAGS.mark_as_parsed()
             with pytest.raises(Refused, match=says):
-                benchmark_sections.workers_settings()
+                benchmark_settings.workers_settings()
 
 
 def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
@@ -316,7 +317,7 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
 def test_pairs_are_measured_beside_pytorch_where_it_is(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_step, "PAIRS", (("conv_small", "conv_tiny", 8), ("mlp", "mlp", 8)))
     for settings in (TINY, dataclasses.replace(TINY, torch=True)):
-        monkeypatch.setattr(benchmark_sections, "settings", lambda settings=settings: settings)
+        monkeypatch.setattr(benchmark_settings, "settings", lambda settings=settings: settings)
         measured = benchmark_sections.pairs_section()
         assert [(pair["teacher"], pair["size"]) for pair in measured["pairs"]] == [("conv_small", 8), ("mlp", 8)]
         assert all([*pair["contestants"]] == [benchmark_step.OURS] for pair in measured["pairs"]), "no such peers"
@@ -339,11 +340,48 @@ def test_a_pair_is_told_alike_from_a_file():
     assert told[1:4] == ("22 (20 … 25)", "40 (40 … 40)", "0.56 (0.50 … 0.62)")
 
 
-def test_a_pair_of_ones_own_is_measured_by_the_step_section():
-    with flagsaver.flagsaver(teacher="resnet8"):
+@pytest.mark.parametrize(
+    ("section", "given", "says"),
+    [
+        ("pairs", {"teacher": "resnet8"}, "--teacher was given, which pairs does not read.* type one of step, text"),
+        ("step", {"target": ["v5e"]}, "--target was given, which step does not read.* type one of aot"),
+        ("all", {"norm_group": 128}, "--norm_group was given, which metrics, memory, step and text do not read"),
+        ("workers", {"torch": False}, "--torch was given"),
+        ("text", {"student": "wrn_40_1"}, "does not read texts"),
+        ("step", {"student": "bert_2l_128"}, "does not read images"),
+        ("step", {"repeats": -1}, "--repeats"),
+        ("metrics", {"repeats": -1}, "--repeats"),
+        ("aot", {"target": ["h100", "v6e"]}, "--target is 'v6e'"),
+        ("aot", {"config": "configs/cifar1000.py:cpu"}, "no configuration configs/cifar1000.py"),
+        ("aot", {"config": "configs/cifar100.py:resnet8", "student": "resnet8"}, "leave one of them out"),
+        ("memory", {"memory_config": "configs/cifar1000.py:cpu"}, "no configuration configs/cifar1000.py"),
+    ],
+)
+def test_what_a_section_would_not_run_with_is_refused_by_its_plan(section, given, says):
+    with flagsaver.flagsaver(plan=True, **given):
         flags.FLAGS.mark_as_parsed()
-        with pytest.raises(Refused, match="type step"):
-            benchmark_sections.pairs_section()
+        with pytest.raises(Refused, match=says):
+            benchmark.run(["benchmark", section])
+
+
+def test_every_plan_says_what_would_be_measured(capsys):
+    for section in benchmark_settings.PLANS:
+        with flagsaver.flagsaver(plan=True):
+            flags.FLAGS.mark_as_parsed()
+            benchmark.run(["benchmark", section])
+        assert capsys.readouterr().out.startswith(f"{section}: ")
+    with flagsaver.flagsaver(plan=True, student="bert_2l_128"):
+        flags.FLAGS.mark_as_parsed()
+        benchmark.run(["benchmark"])
+    shown = capsys.readouterr().out
+    assert "bert_4l_256 → bert_2l_128" in shown and "wrn_40_2 → wrn_40_1" in shown
+
+
+def test_the_sections_read_the_flags_that_they_say():
+    sections = {*benchmark_sections.SECTIONS, *benchmark_sections.ON_REQUEST}
+    assert sections == benchmark_settings.READS.keys() == benchmark_settings.PLANS.keys()
+    own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[benchmark_settings.__name__]}
+    assert own == {name for reads in benchmark_settings.READS.values() for name in reads}
 
 
 SWEEP = benchmark_sweep.Settings(
@@ -363,7 +401,7 @@ SWEEP = benchmark_sweep.Settings(
 
 @pytest.mark.slow
 def test_a_grid_is_measured_as_a_cohort_and_one_after_another(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_sections, "sweep_settings", lambda: SWEEP)
+    monkeypatch.setattr(benchmark_settings, "sweep_settings", lambda: SWEEP)
     monkeypatch.setattr(benchmark_sweep.provenance, "cpus", lambda: 2)
     measured = benchmark_sections.sweep_section()
     assert measured["students"] == 2 and measured["steps_of_a_run"] == 60 * 2
