@@ -263,6 +263,7 @@ def _compiled(
         "collectives": {name: n / calls for name, n in counts.collectives.items()},
         "collective_mb": counts.collective_bytes / calls / 1e6,
         "host_transfers": counts.host_transfers,
+        "loops_counted_once": counts.loops,
         "compile_s": seconds,
         "floor_ms": 1e3 * floors[bound],
         "bound_by": bound,

@@ -4,7 +4,7 @@ A kernel is every instruction that is executed and moves data, wherever it stand
 body of a loop, as often as the loop runs. Parameters, tuples and their elements, constants and bitcasts are no kernels,
 and what happens inside a fusion is one kernel. The bytes of a kernel are its operands' and its result's; of an operand
 of which it takes slices or gathers rows alone, the bytes of these. So they are an upper limit: what stays in a cache is
-counted as moved.
+counted as moved, but for what the compiler itself keeps in a TPU's own memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ PARTIAL = ("slice", "dynamic-slice", "gather")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
 HOST = ("send", "recv", "infeed", "outfeed")
 
-_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"%?([\w.\-]+)$")
 _TRIPS = re.compile(r"known_trip_count\D+(\d+)")
+_ON_CHIP = "S(1)"
+"""How a layout says that an array lies in a TPU's own memory, and not in the one that `bandwidth` is of."""
 
 
 class Instruction(NamedTuple):
@@ -48,6 +50,7 @@ class Counts(NamedTuple):
       collectives: opcode -> how many are executed.
       collective_bytes: of their results.
       host_transfers: instructions that talk to the host in the middle of the program.
+      loops: that were counted once, because the text does not say how often they run.
     """
 
     kernels: Counter[str]
@@ -55,12 +58,18 @@ class Counts(NamedTuple):
     collectives: Counter[str]
     collective_bytes: float
     host_transfers: int
+    loops: int
 
 
-def size(shape: str) -> float:
-    """Bytes of a shape as it is printed, tuples included: "f32[128,10]{1,0}" is 5120."""
+def size(shape: str, *, on_chip: bool = False) -> float:
+    """Bytes of a shape as it is printed, tuples included: "f32[128,10]{1,0}" is 5120.
+
+    What lies in a TPU's own memory counts only with `on_chip`.
+    """
     total = 0.0
     for match in _SHAPE.finditer(shape):
+        if match[3] and _ON_CHIP in match[3] and not on_chip:
+            continue
         bits = 8 if match[1] == "pred" else int(re.search(r"\d+", match[1])[0])  # type: ignore[index]
         total += math.prod(int(n) for n in match[2].split(",") if n) * bits / 8
     return total
@@ -114,7 +123,7 @@ def _split(text: str) -> Iterator[str]:
 def count(text: str) -> Counts:
     """Counts what one call of a compiled program executes, from its `compiled.as_text()`."""
     entry, by_name = computations(text)
-    return _count(entry, by_name, 1, Counts(Counter(), Counter(), Counter(), 0.0, 0))
+    return _count(entry, by_name, 1, Counts(Counter(), Counter(), Counter(), 0.0, 0, 0))
 
 
 def _count(name: str, by_name: Mapping[str, list[Instruction]], times: int, totals: Counts) -> Counts:
@@ -124,20 +133,50 @@ def _count(name: str, by_name: Mapping[str, list[Instruction]], times: int, tota
         if opcode in FREE or opcode.endswith("-done"):
             continue
         if opcode in ("while", "call", "conditional"):
-            trips = int(match[1]) if (match := _TRIPS.search(one.attributes)) else 1
+            trips = _trips(one, by_name[name], by_name) if opcode == "while" else 1
+            if trips is None:
+                totals = totals._replace(loops=totals.loops + 1)
             for callee in _called(one):
-                totals = _count(callee, by_name, times * trips, totals)
+                totals = _count(callee, by_name, times * (1 if trips is None else trips), totals)
             continue
         kind = _kind(one)
-        moved = size(one.shape) + sum(_read(one, k, shapes, by_name) for k in range(len(one.operands)))
+        moved = _written(one) + sum(_read(one, k, shapes, by_name) for k in range(len(one.operands)))
         totals.kernels[kind] += times
         totals.bytes[kind] += round(times * moved)
         if opcode.removesuffix("-start") in COLLECTIVES:
             totals.collectives[opcode.removesuffix("-start")] += times
-            totals = totals._replace(collective_bytes=totals.collective_bytes + times * size(one.shape))
+            totals = totals._replace(collective_bytes=totals.collective_bytes + times * size(one.shape, on_chip=True))
         if opcode.removesuffix("-start") in HOST or "callback" in _target(one):
             totals = totals._replace(host_transfers=totals.host_transfers + times)
     return totals
+
+
+def _trips(loop: Instruction, around: list[Instruction], by_name: Mapping[str, list[Instruction]]) -> int | None:
+    """How often a loop runs: as the text says, or what its counter is compared with less where it starts.
+
+    JAX's loops of known length count up by one. None where neither can be read.
+    """
+    if said := _TRIPS.search(loop.attributes):
+        return int(said[1])
+    named = re.search(r"\bcondition=%?([\w.\-]+)", loop.attributes)
+    condition = by_name.get(named[1], []) if named else []
+    if not condition or condition[-1].opcode != "compare" or "direction=LT" not in condition[-1].attributes:
+        return None
+    counter, limit = ({i.name: i for i in condition}.get(operand) for operand in condition[-1].operands)
+    index = re.search(r"\bindex=(\d+)", counter.attributes) if counter else None
+    outer = {i.name: i for i in around}
+    carried = outer.get(loop.operands[0])
+    if limit is None or limit.opcode != "constant" or index is None or carried is None or carried.opcode != "tuple":
+        return None
+    start = outer.get(carried.operands[int(index[1])])
+    while start is not None and start.opcode in ("copy", "bitcast"):
+        start = outer.get(start.operands[0])
+    return int(limit.operands[0]) - int(start.operands[0]) if start and start.opcode == "constant" else None
+
+
+def _written(one: Instruction) -> float:
+    """Bytes of the result; what a copy begins names its source too."""
+    return size(next(_split(one.shape[1:-1]))) if one.opcode == "copy-start" else size(one.shape)
 
 
 def _read(one: Instruction, k: int, shapes: Mapping[str, str], by_name: Mapping[str, list[Instruction]]) -> float:

@@ -138,7 +138,8 @@ def aot_settings() -> Any:
     from experiments import benchmark_aot, benchmark_memory, benchmark_targets
     from kdjax import models
 
-    networks = {key: value for key, value in {"teacher": _TEACHER.value, "student": _STUDENT.value}.items() if value}
+    networks: dict[str, Any] = {"teacher": _TEACHER.value, "student": _STUDENT.value}
+    networks = {key: value for key, value in networks.items() if value}
     if _AOT_CONFIG.value and networks:
         raise Refused(f"--config names the networks, and so does --{next(iter(networks))}; leave one of them out.")
     if _AOT_CONFIG.value:

@@ -202,5 +202,12 @@ COMPILED_NOTE = (
 )
 
 
+def compiled_note(targets: list[dict[str, Any]]) -> str:
+    """What the columns are, and whether a loop was counted once because its length could not be read."""
+    loops = sum(program.get("loops_counted_once", 0) for one in targets for program in one["programs"])
+    unknown = f" Loops counted once, because their length could not be read: {loops}; more is executed."
+    return COMPILED_NOTE + (unknown if loops else "")
+
+
 def show_compiled(one: dict[str, Any]) -> None:
-    show(f"compiled for {compiled_title(one)}", AOT_COLUMNS, compiled_rows(one), COMPILED_NOTE)
+    show(f"compiled for {compiled_title(one)}", AOT_COLUMNS, compiled_rows(one), compiled_note([one]))

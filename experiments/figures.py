@@ -5,6 +5,7 @@ Colors are Okabe and Ito's, which most kinds of color blindness tell apart; ever
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
 MARKERS = "os^Dv*Px"
 STYLE: dict[str, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+LINE = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "in_layout": False}
+GAPS = (5, *range(12, 180, 7))
+"""Between a point and its label, in points of 1/72 inch; a wider one where a narrower has no room."""
 
 
 def file_name(*parts: str) -> str:
@@ -80,20 +87,45 @@ def scatter(
     plt = _pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 4.4), layout="constrained")
+        labels = []
         for color, marker, (kind, labeled) in zip(COLORS, MARKERS, points.items(), strict=False):
             x, y = zip(*labeled.values(), strict=True)
             axes.scatter(x, y, color=color, marker=marker, label=kind)
-            for label, at in labeled.items():
-                axes.annotate(label, at, textcoords="offset points", xytext=(4, 3), fontsize=7)
+            labels += [axes.annotate(label, at, (0, 0), arrowprops=LINE, **LABEL) for label, at in labeled.items()]
+        axes.margins(0.1)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(_lines(title, figure), loc="left")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        _beside(figure, axes, labels)
         words = "; ".join(
             f"{kind} {label} ({x:.2f}, {y:.2f})"
             for kind, labeled in points.items()
             for label, (x, y) in labeled.items()
         )
         return _save(figure, path, f"{title}. {ylabel} against {xlabel}: {words}.")
+
+
+def _beside(figure: Any, axes: Any, labels: Sequence[Any]) -> None:
+    """Puts each label beside its point where it hides no point and no earlier label; a line leads back from afar."""
+    figure.canvas.draw()  # what is placed by pixels needs the final layout
+    pixels, frame = figure.dpi / 72, axes.get_window_extent()
+    points = [axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox([at - 3.5 * pixels, at + 3.5 * pixels]) for at in points]
+    for label, at in zip(labels, points, strict=True):
+        box = Text.get_window_extent(label, figure.canvas.get_renderer())
+        size = np.array([box.width, box.height])
+
+        def place(gap: float, right: int, up: float, at: Any = at, size: Any = size) -> tuple[float, float, Any]:
+            low = at + gap * pixels * np.array([right, up]) - size * [(1 - right) / 2, (1 - up) / 2]
+            box = Bbox([low, low + size])
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
+            return sum(box.overlaps(other) for other in taken) + 10 * outside, gap, box
+
+        places = [place(*way) for way in itertools.product(GAPS, (1, -1, 0), (0.7, -0.7, 1.4, -1.4))]
+        _, gap, box = min(places, key=lambda place: place[:2])
+        label.set(ha="left", va="bottom", position=(box.p0 - at) / pixels)
+        label.arrow_patch.set_visible(gap > GAPS[0])
+        taken.append(box)
 
 
 def curves(

@@ -129,7 +129,8 @@ def compiled(content: dict[str, Any]) -> str:
         ]
     e = content["hardware"]
     versions = ", ".join(f"{name} {e['versions'][name]}" for name in ("jax", "flax", "optax"))
-    lines += [f"{benchmark_tables.COMPILED_NOTE} Compiled with {versions}; commit {e['commit'][:12]}.", ""]
+    note = benchmark_tables.compiled_note(content["aot"]["targets"])
+    lines += [f"{note} Compiled with {versions}; commit {e['commit'][:12]}.", ""]
     return "\n".join(lines)
 
 

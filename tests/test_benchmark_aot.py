@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import benchmark_aot, benchmark_hlo, benchmark_targets
+from experiments import benchmark_aot, benchmark_hlo, benchmark_tables, benchmark_targets
 from kdjax.errors import Refused
 
 LOOP = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
@@ -66,16 +66,57 @@ def test_kernels_and_bytes_are_counted_as_often_as_loops_run():
     """Of the array that is sliced inside a fusion, the slice counts."""
     counts = benchmark_hlo.count(LOOP)
     assert counts.kernels == {"copy": 1, "gathered": 3, "cudnn convForward": 3, "all-reduce": 3, "outfeed": 1}
-    assert counts.bytes["copy"] == 32 + 32
+    assert counts.bytes["copy"] == 32, "and nothing for the result, which lies on the chip"
     assert counts.bytes["gathered"] == 3 * (32 + 32 + 8 + 4)
     assert counts.collectives == {"all-reduce": 3} and counts.collective_bytes == 3 * 40
     assert counts.host_transfers == 1
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs():
+    """A TPU's compiler leaves the count to the condition: there it is read, or the loop is said to be counted once."""
+    told = 'config={"known_trip_count":{"n":"3"}}'
+    assert benchmark_hlo.count(LOOP).loops == 0
+    assert benchmark_hlo.count(LOOP.replace(told, "x=1")).kernels["gathered"] == 1
+    assert benchmark_hlo.count(LOOP.replace(told, "x=1")).loops == 1
+    silent = LOOP.replace(told, "x=1").replace("condition=%c,", "condition=%condition,")
+    silent = silent.replace(
+        "  ROOT %less = pred[] compare(%arg.1, %arg.1), direction=LT",
+        "  %end = s32[]{:T(128)} constant(7)\n  %at = s32[] get-tuple-element(%arg.1), index=0\n"
+        "  ROOT %less = pred[] compare(%at, %end), direction=LT",
+    )
+    assert benchmark_hlo.count(silent).loops == 1, "where it starts is an argument"
+    silent = silent.replace("%zero = s32[] parameter(2)", "%two = s32[] constant(2)\n  %zero = s32[] copy(%two)")
+    counts = benchmark_hlo.count(silent)
+    assert counts.kernels["gathered"] == counts.collectives["all-reduce"] == 5 and counts.loops == 0
+
+
+def test_a_loop_that_was_counted_once_is_told_under_the_table():
+    said = [benchmark_tables.compiled_note([{"programs": [{"loops_counted_once": n}, {}]}]) for n in (0, 1)]
+    assert "counted once" not in said[0] and said[1].startswith(said[0])
+    assert said[1].endswith("could not be read: 1; more is executed.")
+
+
+def test_a_copy_that_is_begun_moves_its_source_once():
+    """Into the chip's own memory: 32 bytes read; out of it: 32 bytes written."""
+    text = """
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %in = (f32[8]{0:T(256)S(1)}, f32[8]{0:T(256)}, u32[]{:S(2)}) copy-start(%p)
+  %inside = f32[8]{0:T(256)S(1)} copy-done(%in)
+  %out = (f32[8]{0:T(256)}, f32[8]{0:T(256)S(1)}, u32[]{:S(2)}) copy-start(%inside)
+  ROOT %done = f32[8]{0:T(256)} copy-done(%out)
+}
+"""
+    counts = benchmark_hlo.count(text)
+    assert counts.kernels == {"copy": 2} and counts.bytes == {"copy": 64}
 
 
 def test_shapes_are_measured_as_they_are_printed():
     assert benchmark_hlo.size("f32[128,10]{1,0}") == 5120
     assert benchmark_hlo.size("(bf16[2,3]{1,0:T(8,128)(2,1)}, pred[5]{0}, token[], s32[])") == 12 + 5 + 4
     assert benchmark_hlo.size("f8e4m3fn[16]{0}") == 16
+    assert benchmark_hlo.size("(f32[8]{0:T(256)S(1)}, f32[2]{0:T(256)})") == 8
+    assert benchmark_hlo.size("(f32[8]{0:T(256)S(1)}, f32[2]{0:T(256)})", on_chip=True) == 40
 
 
 def test_the_text_of_a_real_program_is_read():
@@ -128,6 +169,9 @@ def test_the_steps_compile_for_accelerators_that_are_not_here(name, capsys):
     for row in (ungrouped, aligned, predict):
         assert row["kernels"] > 0 and row["gigabytes"] > 0 and row["fits"] and row["host_transfers"] == 0
         assert row["floor_ms"] == max(row["floors_ms"].values()) > 0
+        assert row["loops_counted_once"] == 0
+    # The body of the loop over the steps of a call was counted as often as it runs.
+    assert all(float(n).is_integer() for row in (ungrouped, aligned) for n in row["collectives"].values())
     assert sum(aligned["collectives"].values()) <= 3 < sum(ungrouped["collectives"].values())
     assert json.loads(json.dumps(outcome)) == outcome
     assert f"compiled for {name}" in capsys.readouterr().out
