@@ -227,13 +227,13 @@ def drawn(config: ConfigDict, finished: tables.Finished) -> list[tuple[str, Path
                     curves[method] = [_curve(path) for path in paths]
             if curves:
                 title = f"{name}, {model}: accuracy on the calibration split by epoch"
-                path = folder / f"curves_{name}_{model}.png"
+                path = folder / f"cud_curves_{name}_{model}.png"
                 figures.curves(path, curves, xlabel="epoch", ylabel="top-1 %", title=title)
                 made.append((title, path))
     gammas = _over_gamma(config, finished.lines)
     if gammas:
         title = f"{config.recipe.sensitivity_set}: over γ of the DUS teacher"
-        path = figures.bars(folder / "gamma.png", gammas, ylabel="top-1 %", title=title)
+        path = figures.bars(folder / "cud_gamma.png", gammas, ylabel="top-1 %", title=title)
         made.append((title, path))
     return made
 

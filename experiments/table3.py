@@ -169,7 +169,7 @@ def drawn(config: ConfigDict, finished: tables.Finished) -> list[tuple[str, Path
                 if shown:
                     groups[method] = shown
             if groups:
-                path = Path(config.run.workdir) / (figures.file_name("bars", where) + ".png")
+                path = Path(config.run.workdir) / (figures.file_name("table3_bars", where) + ".png")
                 title = f"{where}: trained alone and distilled"
                 made.append((title, figures.bars(path, groups, ylabel="ECE %", title=title)))
     return made

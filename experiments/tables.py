@@ -211,7 +211,7 @@ def publish(
     """Prints the sheet and writes NAME.md, .csv, .tex, .json and the page report.html into the work directory.
 
     Args:
-      figures: (caption, PNG in the work directory).
+      figures: (caption, PNG in the work directory), each called NAME.png or NAME_*.png: other tables share the folder.
       grids: (caption, a further small table).
       parts: the sheets that are printed and shown in place of the one that holds all rows, where a table has several;
         NAME.csv and NAME.json hold all rows still.
@@ -219,7 +219,11 @@ def publish(
 
     Raises:
       Diverged: stages failed; everything is written before, with their rows marked.
+      ValueError: a figure that is called otherwise.
     """
+    for _, path in figures:
+        if path.stem != name and not path.stem.startswith(f"{name}_"):
+            raise ValueError(f"a figure of {name} is called {path.name}; expected {name}.png or {name}_*.png.")
     folder = Path(given.config.run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     sheet = sheet._replace(lines=[line for line in sheet.lines if line.absent != NOT_ASKED])

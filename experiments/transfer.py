@@ -114,13 +114,13 @@ def run(given: Command, name: str, figures_of: published.Figures, *, title: str,
         finished,
         title=title,
         summary=sentences,
-        figures=drawn(config, by_name),
+        figures=drawn(config, name, by_name),
         kdc_minus_kduc=differences,
     )
 
 
-def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Path]]:
-    """Figures 2 and 3 for each student."""
+def drawn(config: ConfigDict, name: str, by_name: Mapping[str, Line]) -> list[tuple[str, Path]]:
+    """Figures 2 and 3 for each student of the table NAME."""
     folder = Path(config.run.workdir)
     made = []
     for network in config.recipe.students:
@@ -134,16 +134,15 @@ def drawn(config: ConfigDict, by_name: Mapping[str, Line]) -> list[tuple[str, Pa
             if method in direct and direct[method].metrics and distilled[method].metrics
         }
         if groups:
-            path = figures.bars(
-                folder / f"bars_{network}.png", groups, ylabel="ECE %", title=f"{network}: trained alone and distilled"
-            )
+            title = f"{network}: trained alone and distilled"
+            path = figures.bars(folder / f"{name}_bars_{network}.png", groups, ylabel="ECE %", title=title)
             made.append((f"ECE of {network} trained with each calibrator, and distilled from its teacher", path))
         for metric, head in (("ece", "ECE %"), ("sce", "SCE %")):
             points = {"trained alone": means(direct, metric), "distilled": means(distilled, metric)}
-            points = {name: labeled for name, labeled in points.items() if labeled}
+            points = {where: labeled for where, labeled in points.items() if labeled}
             if points:
                 path = figures.scatter(
-                    folder / f"scatter_{metric}_{network}.png",
+                    folder / f"{name}_scatter_{metric}_{network}.png",
                     points,
                     xlabel="top-1 %",
                     ylabel=head,

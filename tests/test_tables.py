@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,12 @@ def test_rows_without_a_number_or_a_set_say_so():
     part = tables.Part("one", {"massive": "87.22 ± 0.07", "taught": ""}, ("top1",), "accuracy %", "a paper")
     # In the order of all lines: a part that was read from its JSON has its rows sorted by name.
     assert [cells[-1] for cells in part.sheet(lines).cells()] == ["-", "87.22 ± 0.07"]
+
+
+def test_a_figure_that_another_table_could_overwrite_is_refused():
+    for name in ("bars.png", "table10_bars.png", "table1.bars.png"):
+        with pytest.raises(ValueError, match="expected table1.png or table1_"):
+            tables.publish(None, "table1", None, None, title="", summary=[], figures=[("one", Path("runs") / name)])
 
 
 def test_published_figures_are_those_of_the_rows_they_stand_beside():
@@ -172,7 +179,9 @@ def test_table1_from_training_to_page(tmp_path, path, capsys):
     assert difference["mean"] == pytest.approx(np.mean(np.subtract(*sides)))
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64") == 3 and "mlp KD(C) from mlp mdca" in page
-    assert {"table1.md", "table1.csv", "table1.tex", "bars_mlp.pdf"} <= {file.name for file in tmp_path.iterdir()}
+    assert {"table1.md", "table1.csv", "table1.tex", "table1_bars_mlp.pdf"} <= {
+        file.name for file in tmp_path.iterdir()
+    }
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
 
 
