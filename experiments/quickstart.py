@@ -71,7 +71,7 @@ def run(given: Command) -> None:
             differences[f"T={T:g}"] = difference
     folder = Path(config.run.workdir)
     panels = [(name, common.pooled(finished.results, members)) for name, members in finished.groups.items()]
-    figure = folder / "quickstart_reliability.png"
+    figure = folder / "results_reliability.png"
     report.reliability_diagram([(name, bins) for name, bins in panels if bins is not None], figure)
     last = closing({line.name: line.metrics for line in finished.lines}, config.recipe.temperatures[-1])
     sentences = [common.difference_sentence(where, d["ece"]) for where, d in differences.items()]
