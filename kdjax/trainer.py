@@ -127,7 +127,9 @@ class Trainer:
             return state, None
         split = self.task.dataset.calibration
         logits = self.predict(state.variables, split)
-        if not np.isfinite(logits).all():
+        rows, labels = data.existing_rows(logits, split)
+        # A logit of -inf leaves its class out; rows without an example may hold anything.
+        if not np.isfinite(rows.max(axis=-1, initial=-np.inf)).all():
             # The last step's loss was taken before its update: what that update broke shows here first.
             raise Diverged(
                 f"logits of the calibration split are not finite after step {int(state.step)}; the last checkpoint is "
@@ -136,7 +138,6 @@ class Trainer:
         if objective.refresh is None:
             return state, logits
         program = step.refresh_step(objective=objective, mesh=self.mesh)
-        rows, labels = data.existing_rows(logits, split)
         return state._replace(objective=program(state.objective, rows, labels)), logits
 
     def predict(self, variables: PyTree, split: Split) -> np.ndarray:
@@ -214,10 +215,16 @@ def cross_fitted(recipe: Recipe, dataset: Dataset, folds: int = 5, *, devices: i
     own without augmentation. Row n is `dataset.train`'s n-th example, as `batch.index` counts them.
 
     Raises:
-      Refused: folds outside [2, N]; a recipe that distills; whatever `task` refuses (a batch larger than the others).
+      Refused: folds outside [2, N]; labels of regions; a recipe that distills; whatever `task` refuses (a batch larger
+        than the others).
       Diverged: as `Trainer.epochs`.
     """
     n = len(dataset.train.label)
+    if np.ndim(dataset.train.label) != 1:
+        raise Refused(
+            f"cross_fitted was given labels of shape {list(np.shape(dataset.train.label))}, of regions; expected "
+            "one label for each example: teach regions by a frozen teacher."
+        )
     parts = data.held_out(n, folds, recipe.seed)
     if recipe.distill is not None:
         raise Refused("a recipe that distills was given to cross_fitted, which trains teachers; set distill=None.")

@@ -80,6 +80,8 @@ def test_half_the_room_within_its_rounding_and_refused_beyond_its_range(path, da
     assert np.nanmax(np.abs(half[0] - full[0]) - np.abs(full[0]) / 2048) <= 3e-8
     with pytest.raises(Refused, match="a logit of the teacher is 70000 and float16 ends at 65504; expected"):
         teacher_pass.narrowed(np.float32([[np.nan, 7e4]]), np.dtype(np.float16))
+    with pytest.raises(Refused, match="a logit of the teacher is 100000"):
+        teacher_pass.narrowed(np.float32([[-np.inf, 1e5]]), np.dtype(np.float16))
     with pytest.raises(Refused, match="expected float32 or float16"):
         by_epoch(live, dataset, {}, dtype=np.int8)
     for wrong in (by_epoch(live, dataset, {}), teachers.remembered(np.zeros((64, 4), np.float32))):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import data, teachers
+from kdjax import data, models, teachers
+from kdjax.cohort import Diverged
 from kdjax.errors import Refused
 from kdjax.recipes import Optimizer
 from kdjax.trainer import Trainer, cross_fitted, fit, task
@@ -65,6 +68,40 @@ def test_a_cross_fitted_teacher_errs_and_wclip_fires():
 def test_refusals(changes, folds, sentence):
     with pytest.raises(Refused, match=sentence):
         cross_fitted(dataclasses.replace(RECIPE, **changes), dataset(), folds, devices=1)
+
+
+def test_regions_are_refused_before_a_fold_is_trained():
+    y = tiny.arrays(60, 0)[1]
+    own = dataset()
+    regions = own._replace(train=own.train._replace(label=np.stack([y, y], axis=1)))
+    with pytest.raises(Refused, match=r"labels of shape \[60, 2\], of regions; expected one label for each example"):
+        cross_fitted(RECIPE, regions, 3, devices=1)
+
+
+class Masked(nn.Module):
+    """Never offers class 0 to half of the examples, and knows nothing of those of the calibration split's weight 0."""
+
+    @nn.compact
+    def __call__(self, inputs, train):
+        logits = nn.Dense(tiny.CLASSES)(inputs.reshape(inputs.shape[0], -1))
+        masked = (inputs.sum(axis=tuple(range(1, inputs.ndim))) > 0)[:, None] & (jnp.arange(tiny.CLASSES) == 0)
+        return jnp.where(masked, -jnp.inf, logits) * jnp.where(inputs.max() > 1e3, jnp.nan, 1.0)
+
+
+def test_a_masked_class_and_rows_without_an_example_are_no_divergence():
+    y = tiny.arrays(16, 1)[1]
+    trainer = Trainer(task(RECIPE, dataset(), model=models.linen(Masked())), devices=1)
+    state = trainer.init()
+    kept, logits = trainer.refreshed(state, evaluate=True)
+    assert kept is state and np.isneginf(logits).any() and np.isfinite(logits).any()
+    split = trainer.task.dataset.calibration
+    trainer.predict = lambda *_: np.where(np.arange(len(y))[:, None] == 3, np.nan, logits)
+    with pytest.raises(Diverged, match="logits of the calibration split are not finite"):
+        trainer.refreshed(state, evaluate=True)
+    absent = split._replace(weight=(np.arange(len(y)) != 3).astype(np.float32))
+    own = trainer.task.dataset._replace(calibration=absent)
+    trainer.task = trainer.task._replace(dataset=own)
+    assert np.isnan(trainer.refreshed(state, evaluate=True)[1][3]).all()
 
 
 def test_a_distilling_recipe_is_refused():

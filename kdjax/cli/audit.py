@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,7 @@ def audit(files: list[str], how: How, calibration: str, out: str, bins: int) -> 
         lines.append(describe(predictions))
         labels = predictions.truth
         refuse_one_class(predictions)
-        refit = None if held_out is None else _refit(held_out, predictions)
+        refit = None if held_out is None else _refit(held_out, predictions, bins)
         made = Audit(predictions, metrics.resampled(predictions.logits, labels, bins=bins), refit)
         lines += ["", words.aligned(words.metric_table(made.result)), "", _paragraph(made), ""]
         # The logits of a large file need not stay while the next one is read; their shape does.
@@ -82,7 +84,7 @@ def _paragraph(made: Audit) -> str:
     return text
 
 
-def _refit(held_out: Predictions, predictions: Predictions) -> dict[str, float]:
+def _refit(held_out: Predictions, predictions: Predictions, bins: int) -> dict[str, float]:
     from kdjax import posthoc
 
     if held_out.logits.shape[1] != predictions.logits.shape[1]:
@@ -92,7 +94,7 @@ def _refit(held_out: Predictions, predictions: Predictions) -> dict[str, float]:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a temperature at its clamp is seen in the number
-        return posthoc.refitted(held_out.logits, held_out.truth, predictions.logits, predictions.truth)
+        return posthoc.refitted(held_out.logits, held_out.truth, predictions.logits, predictions.truth, bins=bins)
 
 
 def _page(path: Path, audits: list[Audit]) -> None:
@@ -134,10 +136,15 @@ NOTES = (
 )
 
 
+def numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no infinity: null stands for the NLL of a label that has no probability."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _data(made: Audit) -> dict[str, Any]:
     predictions, result = made.predictions, made.result
     table = result.classes
-    every = {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in metrics.intervals(result).items()}
+    every = {name: numbers(interval._asdict()) for name, interval in metrics.intervals(result).items()}
     bins = result.bins
     return {
         "file": predictions.name,
@@ -147,7 +154,7 @@ def _data(made: Audit) -> dict[str, Any]:
         "read_as": predictions.said,
         "metrics": every,
         "ece_of_a_calibrated_model": result.floor,
-        **({} if made.refit is None else {"after_one_temperature": made.refit}),
+        **({} if made.refit is None else {"after_one_temperature": numbers(made.refit)}),
         "bins": [
             {"examples": int(n), "confidence": float(says), "accuracy": float(right)}
             for n, says, right in zip(bins.count, bins.mean_confidence, bins.accuracy, strict=True)

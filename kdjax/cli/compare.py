@@ -70,6 +70,6 @@ def _check_same_examples(a: Predictions, b: Predictions) -> None:
 
 
 def _better(name: str, interval: metrics.Interval) -> str:
-    if name in _NEITHER or interval.low <= 0 <= interval.high:
+    if name in _NEITHER or not (interval.low > 0 or interval.high < 0):
         return "-"
     return "A" if (interval.low > 0) == (name in _MORE) else "B"

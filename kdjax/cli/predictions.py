@@ -106,15 +106,23 @@ def read(path: str | Path, how: How) -> Predictions:
         labels, origin = _label_file(label_file, how.limit), printable(label_file.name)
     name = printable(path.name, 80)
     scores = _matrix(name, scores)
+    if suffix in TABLES and table.names and not how.scores:
+        _refuse_extra(name, scores, table.names)
     kind = _detected(name, scores, how.kind, said)
     if all(part.isdigit() for part in names) and [int(part) for part in names] == list(range(len(names))):
         names = ()
     if labels is not None:
         if len(labels) != len(scores):
-            raise Refused(f"{name} has {len(scores)} examples and {len(labels)} labels ({origin}); expected one each.")
+            more = len(labels) == len(scores) + 1 and label_file is not None and label_file.suffix.lower() in TABLES
+            hint = " (is its first line a heading? call it label)" if more else ""
+            raise Refused(
+                f"{name} has {len(scores)} examples and {len(labels)} labels ({origin}); expected one each{hint}."
+            )
         labels, names = numbered(name, labels, scores.shape[1], names, origin, said)
     if kind == "probabilities":
         _to_logits(scores, labels, said)
+    elif labels is not None and (never := int(np.isneginf(scores[np.arange(len(labels)), labels]).sum())):
+        said.append(f"{never} labels have a logit of -inf, a probability of 0 and an infinite NLL")
     return Predictions(name, scores, labels, tuple(printable(part, 60) for part in names), kind, said)
 
 
@@ -205,6 +213,21 @@ def _matrix(name: str, scores: np.ndarray) -> np.ndarray:
     return np.require(scores.astype(scores.dtype.newbyteorder("="), copy=False), requirements="W")
 
 
+def _refuse_extra(name: str, scores: np.ndarray, heads: tuple[str, ...]) -> None:
+    """Refuses a column whose removal leaves probabilities: one of a number that is no score."""
+    if scores.shape[1] < 3 or np.isinf(scores).any():
+        return
+    total, low, high = scores.sum(axis=1, dtype=np.float64), scores.min(axis=0), scores.max(axis=0)
+    for j in np.flatnonzero(np.abs(total[0] - scores[0] - 1) <= _SUM_SLACK):
+        others = np.arange(len(heads)) != j
+        sums = np.abs(total - scores[:, j] - 1).max() <= _SUM_SLACK
+        if sums and low[others].min() >= 0 and high[others].max() <= 1 and np.abs(scores[:, j]).max() > _SUM_SLACK:
+            raise Refused(
+                f"{name}: without the column '{printable(heads[j], 60)}' every row is a probability distribution; "
+                "expected scores alone: type --scores with patterns of their columns, such as 'p_*'."
+            )
+
+
 def _detected(name: str, scores: np.ndarray, stated: str, said: list[str]) -> str:
     """ "logits" or "probabilities", by the values or as stated; refuses what is neither."""
     low, high, worst, worst_row, percent = np.inf, -np.inf, 0.0, 0, True
@@ -256,9 +279,11 @@ def _to_logits(scores: np.ndarray, labels: np.ndarray | None, said: list[str]) -
     for start in range(0, len(scores), step):
         block = scores[start : start + step]
         if labels is not None:
-            zeros += int((block[np.arange(len(block)), labels[start : start + step]] <= 0).sum())
+            said_of_truth = block[np.arange(len(block)), labels[start : start + step]]
+            zeros += int((said_of_truth < LEAST_PROBABILITY).sum())
         np.log(np.maximum(block, LEAST_PROBABILITY, out=block), out=block)
     if zeros:
         said.append(
-            f"{zeros} labels have a probability of exactly 0, an infinite NLL; it is counted as {LEAST_PROBABILITY:g}"
+            f"{zeros} labels have a probability of 0, an infinite NLL, or below {LEAST_PROBABILITY:g}: it is counted "
+            f"as {LEAST_PROBABILITY:g}"
         )

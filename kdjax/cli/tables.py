@@ -15,6 +15,11 @@ from kdjax.cli.arrays import check_size
 from kdjax.errors import Refused, nearest, printable
 
 LABEL_NAMES = ("label", "labels", "y", "y_true", "target", "targets", "true_label", "truth", "ground_truth", "class")
+NOT_SCORES = (
+    *("pred", "preds", "prediction", "predicted", "predicted_label", "y_pred", "argmax", "correct"),
+    *("confidence", "conf", "fold", "split", "weight", "sample", "sample_id", "image_id", "example_id", "uid"),
+)
+"""Headings of numbers that stand beside the scores of a model, and are no class as a rule."""
 INDEX_NAMES = ("", "id", "index", "idx", "row", "unnamed: 0", "__index_level_0__")
 _LINES = 20_000
 _LONGEST_LINE = 2**22
@@ -60,8 +65,9 @@ def read_csv(path: Path, scores: str, labels: str, limit: int) -> Columns:
     first = next(lines, "")
     delimiter = max(",;\t", key=first.count)
     head = _cells(first, delimiter)
-    headless = bool(head) and all(map(_is_number, head))
-    sample = ([first] if headless else []) + list(itertools.islice(lines, _SNIFFED))
+    sample = list(itertools.islice(lines, _SNIFFED))
+    headless = bool(head) and all(map(_is_number, head)) and not _counted(path, head, sample)
+    sample = ([first] if headless else []) + sample
     if not sample:
         raise Refused(f"{path} is empty but for its heading; expected a line for each example.")
     kinds = [
@@ -193,9 +199,30 @@ def _roles(path: Path, head: Sequence[str], numeric: Sequence[bool], scores: str
             raise Refused(f"{path}: the column '{printable(wrong[0], 60)}' holds text; expected numbers.")
     else:
         chosen = [i for i in rest if numeric[i] and lower[i] not in INDEX_NAMES]
+        if doubtful := [head[i] for i in chosen if lower[i] in NOT_SCORES]:
+            raise Refused(
+                f"{path} has a column '{printable(doubtful[0], 60)}' of numbers, which may be no score; type "
+                f"--scores with patterns of the score columns, such as 'p_*' (the columns: {shown})."
+            )
     if not chosen:
         raise Refused(f"{path} has no columns of numbers besides the labels; its columns: {shown}.")
     return _Roles(chosen, label, [i for i in rest if i not in chosen])
+
+
+def _counted(path: Path, head: Sequence[str], sample: Sequence[str]) -> bool:
+    """Whether the first line is the heading 0,1,2,... that pandas writes where columns have no names.
+
+    Raises:
+      Refused: of two columns it may also be the first example.
+    """
+    if len(head) < 2 or [cell.strip() for cell in head] != [str(i) for i in range(len(head))]:
+        return False
+    if len(head) == 2 and not any("." in line or "e" in line.lower() for line in sample):
+        raise Refused(
+            f"{path} begins with the line 0,1, which may be a heading or an example; expected a heading of names, "
+            "such as p_0,p_1."
+        )
+    return True
 
 
 def _say(head: Sequence[str], roles: _Roles) -> list[str]:

@@ -35,8 +35,10 @@ def number(name: str, value: float, signed: bool = False) -> str:
 
 
 def ranged(name: str, interval: Interval, signed: bool = False) -> str:
-    """ "8.21 % [6.90, 9.51]" """
+    """ "8.21 % [6.90, 9.51]"; "-" for a difference of two infinite values."""
     scale, digits, sign = (100, 2, "+" if signed else "") if METRICS[name][1] else (1, 4, "+" if signed else "")
+    if not np.isfinite(interval.value):
+        return "-" if np.isnan(interval.value) else number(name, interval.value, signed)
     low, high = (f"{scale * end:{sign}.{digits}f}" for end in interval[1:])
     return f"{number(name, interval.value, signed)} [{low}, {high}]"
 

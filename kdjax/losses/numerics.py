@@ -29,7 +29,7 @@ def at_least_float32(logits: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 
 
 def checked(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> tuple[Float[Array, "*B K"], Int[Array, "*B"]]:
-    """`at_least_float32(logits)` and the labels as an array.
+    """`at_least_float32(logits)` and the labels as an array, K in the place of negative ones.
 
     Raises:
       Refused: labels are not integers, or are not one per row of logits.
@@ -42,7 +42,8 @@ def checked(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> tuple[Flo
             f"labels have shape {list(labels.shape)} and logits {list(logits.shape)}; "
             "expected one label per row, the class axis last."
         )
-    return logits, labels
+    # Negative numbers would count classes from the end; K is outside, and gives NaN.
+    return logits, jnp.where(labels < 0, logits.shape[-1], labels)
 
 
 def classes(logits: Array, least: int, name: str) -> int:

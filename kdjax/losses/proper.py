@@ -139,12 +139,16 @@ def flsd(
       gamma: >= 0, the exponent from p_y = 0.5 on, the only one that the authors' code lets one set.
       gammas: >= 0, the exponents below the first threshold and between the two.
       thresholds: two probabilities in [0, 1], ascending.
+    Raises:
+      Refused: thresholds in descending order.
     Returns:
       [*B]. gamma_i is a constant for the gradient; boundaries belong to the upper side.
     Source: Mukhoti et al. 2020, whose paper derives gamma(p) from Lambert's W; the shipped code uses these
       three steps. KD(C) ships the class but does not register it.
     """
     logits, labels = checked(logits, labels)
+    if all(isinstance(t, int | float) for t in thresholds) and thresholds[0] > thresholds[1]:
+        raise Refused(f"flsd.thresholds is {thresholds}; expected two probabilities in ascending order.")
     p_y = probability(logits, labels)
     gamma_i = jnp.where(p_y < thresholds[0], gammas[0], jnp.where(p_y < thresholds[1], gammas[1], gamma))
     return focal(logits, labels, gamma=jax.lax.stop_gradient(gamma_i))

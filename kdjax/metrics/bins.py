@@ -141,7 +141,8 @@ def binned(
       `Bins` of shape [M] or [K, M] (M + 1 with `ends="extra"`).
 
     Raises:
-      Refused: N = 0, bins < 1, shapes that differ, or on the host a confidence that is NaN or outside [0, 1].
+      Refused: N = 0, bins < 1, shapes that differ; where the values are known (not under jit), a confidence that is
+        NaN or outside [0, 1], a negative weight, edges that do not ascend.
     """
     one_of("closed", closed, ("right", "left"))
     one_of("ends", ends, ("in", "extra"))
@@ -161,6 +162,8 @@ def binned(
         weight = xp.asarray(weight).astype(dtype)
         if weight.shape != confidence.shape[:1]:
             raise Refused(f"weight has shape {weight.shape}; expected [{confidence.shape[0]}].")
+        if not isinstance(weight, jax.core.Tracer) and not (weight >= 0).all():
+            raise Refused("weight holds a negative number or NaN; expected numbers of at least 0.")
     edges = bins
     if np.ndim(bins) == 0:
         edges = np.arange(_check.bin_count(bins) + 1) / bins
@@ -169,6 +172,8 @@ def binned(
     edges = xp.asarray(edges).astype(dtype)
     if edges.ndim != 1 or edges.size < 2:
         raise Refused(f"bin edges have shape {edges.shape}; expected [M + 1] with M at least 1.")
+    if not isinstance(edges, jax.core.Tracer) and not (edges[1:] >= edges[:-1]).all():
+        raise Refused("the bin edges are not in ascending order; sort them.")
     # Only the edges that separate two bins decide: the two outer ones are replaced by `ends`.
     first = 0 if ends == "extra" and closed == "right" else 1
     last = edges.size if ends == "extra" and closed == "left" else edges.size - 1

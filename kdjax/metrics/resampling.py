@@ -94,7 +94,8 @@ def resampled(
     Args:
       logits: [N, K], any float dtype; -inf excludes a class.
       labels: [N], integers in [0, K).
-      bins: M, of equal width.
+      bins: M, of equal width, (lo, hi]. A confidence within four roundings of the logits' dtype above an edge counts as
+        on it: 0.6 in a float32 file is 0.60000002, and means 9/15.
       resamples: number of draws, >= 1.
       seed: of the bags and of the draws; equal seeds draw the same examples for every model.
 
@@ -121,7 +122,8 @@ def resampled(
     with np.errstate(invalid="ignore"):  # an infinite NLL, drawn no times
         means = weights @ sums.means / drawn[:, None]
     each_draw = dict(zip(("top1", "confidence", "nll", "brier"), means.T, strict=True))
-    top = Bins(*(np.asarray(part) for part in _top_bins(sums, bag, weights, bins)))
+    cuts = np.arange(1, bins) / bins * (1 + _slack(z))
+    top = Bins(*(np.asarray(part) for part in _top_bins(sums, bag, weights, cuts)))
     each_draw["gap"] = each_draw["confidence"] - each_draw["top1"]
     each_draw |= {"ece": top.ece, "ece_over": top.over, "ece_under": top.under}
     each_draw["smece"] = _smooth(sums, bag, weights, drawn)
@@ -225,7 +227,7 @@ def _add(
         sums.predicted[first:last, column] += np.bincount(by_class, value, bags * num_classes).reshape(bags, -1)
     # (lo, hi], and exactly 0 in the first bin
     base = (bag * num_classes * bins)[:, None] + np.arange(num_classes) * bins
-    scaled = block * bins
+    scaled = block * (bins * (1 - _slack(z)))
     np.ceil(scaled, out=scaled)
     cell = np.maximum(scaled.astype(np.int64) - 1, 0)
     cell += base
@@ -234,9 +236,14 @@ def _add(
     sums.residual[first:last] += residual.reshape(bags, -1)
 
 
-def _top_bins(sums: _Sums, bag: np.ndarray, weights: np.ndarray, bins: int) -> Any:
-    """Count, confidence and hits by bin of every draw, [1 + B, M] each."""
-    cuts = np.arange(1, bins) / bins
+def _slack(z: np.ndarray) -> float:
+    """How far above an edge, relatively, a confidence computed from such logits still counts as on it."""
+    return 4 * float(np.finfo(z.dtype).eps)
+
+
+def _top_bins(sums: _Sums, bag: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> Any:
+    """Count, confidence and hits by bin of every draw, [1 + B, M] each, for the M - 1 edges between bins."""
+    bins = len(cuts) + 1
     cell = bag * bins + np.searchsorted(cuts, sums.confidence, side="left")
     for value in (None, sums.confidence, sums.correct):
         yield weights @ np.bincount(cell, value, len(weights[0]) * bins).reshape(-1, bins)

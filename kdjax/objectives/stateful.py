@@ -59,11 +59,14 @@ def adafocal(*, reduction: str = "mean", **options: Any) -> Objective:
     return Objective(lambda spec, key: ((), losses.adafocal_start(**first)), apply, refresh)
 
 
+_NOT_MET = -1
+
+
 class CRLState(NamedTuple):
     """How often each training example was right.
 
     Attributes:
-      counts: [N], int32, over the steps in which the example took part.
+      counts: [N], int32, over the steps in which the example took part; -1 if it never did.
     """
 
     counts: Int[Array, "N"]
@@ -75,7 +78,8 @@ def crl(*, weight: Scalar = 1.0, **options: Any) -> Objective:
     """NLL + weight * correctness ranking loss between neighbors of the batch.
 
     The history of an example is its count, less the minimum over the whole training set, divided by the same of H =
-    max(1, epochs completed). Counts grow from the training outputs of the very step, before its update of weights; an
+    max(1, epochs completed). Where examples have weights, those that no step has met after the first epoch (weight 0)
+    are left out of the minimum. Counts grow from the training outputs of the very step, before its update of weights; an
     example that appears twice in a batch counts once.
 
     Args:
@@ -92,16 +96,20 @@ def crl(*, weight: Scalar = 1.0, **options: Any) -> Objective:
         )
 
     def init(spec: Spec, key: Key) -> tuple:
-        return (), CRLState(jnp.zeros(spec.num_examples, jnp.int32))
+        return (), CRLState(jnp.full(spec.num_examples, _NOT_MET, jnp.int32))
 
     def apply(params, state, batch, output, clock):
         logits, labels = output.logits, need(batch, "label", "crl")
         index = need(batch, "index", "crl")
         counts = jnp.asarray(state.counts)
-        span = jnp.maximum(clock.epoch, 1) - jnp.min(counts)
-        ranking = losses.crl(logits, counts[index], span=span, weight=batch.weight, **options)
+        # As the authors' code has it, who was not met counts 0; but with weights, who was not met in a whole epoch has
+        # weight 0, and would hold the minimum at 0 for ever.
+        waiting = 0 if batch.weight is None else jnp.where(clock.epoch < 1, 0, jnp.max(counts))
+        span = jnp.maximum(clock.epoch, 1) - jnp.min(jnp.where(counts < 0, waiting, counts))
+        before = jnp.maximum(counts[index], 0)
+        ranking = losses.crl(logits, before, span=span, weight=batch.weight, **options)
         nll = weighted_mean(losses.nll(logits, labels), batch.weight)
-        new = counts[index] + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
+        new = before + (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
         counts = counts.at[_scatter_index(index, batch, counts.shape[0])].max(new, mode="drop")
         return Terms({"nll": nll, "crl": weight * ranking}), state._replace(counts=counts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from kdjax import losses
@@ -42,8 +44,8 @@ def pkd(
       kd: weight of the term on logits, >= 0.
       beta: weight of the term on layers, >= 0. The authors search 10 to 1000, in units of their code.
       T, T_c: temperature of both networks, and of the teacher alone.
-      normalization: "code": the mean over layers and over the D entries, as the authors compute it; "paper": the sums
-        of the formula, D times the number of layers as large.
+      normalization: "code": the mean over layers and over the D entries of a feature (all that it has, where it is no
+        vector), as the authors compute it; "paper": the sums of the formula, D times the number of layers as large.
 
     The authors' code divides the Kullback-Leibler term by the number of classes as well; this does not.
 
@@ -52,7 +54,7 @@ def pkd(
 
     def patience(student, teacher):
         value = features.pkd(student, teacher)
-        return value if normalization == "paper" else value / student.shape[-1]
+        return value if normalization == "paper" else value / math.prod(student.shape[1:])
 
     def logits(batch, output, clock):
         return losses.kd(output.logits, teacher_logits(batch, output, "pkd", T_c), T=T)

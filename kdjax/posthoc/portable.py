@@ -127,7 +127,8 @@ class Calibrator:
         """Calibrated probabilities of logits [N, K] or [K], float64, rows that sum to 1.
 
         Raises:
-          Refused: another number of classes, or NaN.
+          Refused: another number of classes, NaN, or an infinity that the method cannot take (-inf, a class that is
+            left out, passes all but "vector" and "dirichlet").
         """
         return np.exp(log_softmax(self.logits(logits)))
 
@@ -155,6 +156,12 @@ class Calibrator:
             )
         if np.isnan(z).any():
             raise Refused("the logits hold NaN; expected numbers.")
+        taken = np.isfinite(z if self.form in ("vector", "dirichlet") else z.max(axis=-1))
+        if not taken.all():
+            raise Refused(
+                f"the logits hold an infinity that {self.method} cannot take; expected finite numbers (-100 "
+                "leaves a class out as well)."
+            )
         if self.form:
             return FORMS[self.form](self.params, z)
         from kdjax.posthoc.registry import applied_from_outside  # the only road to JAX: someone's own `apply`

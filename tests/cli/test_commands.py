@@ -20,6 +20,7 @@ from kdjax.cli import main
 from kdjax.cli.labels import class_names
 from kdjax.cli.predictions import How, read
 from kdjax.cli.snippet import snippet
+from kdjax.errors import Refused
 from tests.cli.files import LABELS, LOGITS, PROBS, K, N, npz, probabilities, table
 from tests.test_report import Read
 
@@ -99,6 +100,23 @@ class TestReading:
         )
         same(read(parquet(tmp_path / "h.parquet", {"probs": list(PROBS), "id": np.arange(N), "label": LABELS}), How()))
 
+    def test_the_heading_that_pandas_writes_of_columns_without_names(self, tmp_path):
+        """0,1,2 is no example; a column of labels called 0 has one line too many, and the sentence says what to do."""
+        path = table(tmp_path / "p.csv", "012", PROBS)
+        labels = table(tmp_path / "y.csv", ["label"], LABELS[:, None])
+        same(read(path, How(labels=str(labels))))
+        assert read(path, How()).classes == ()
+        unnamed = table(tmp_path / "z.csv", "0", LABELS[:, None])
+        with pytest.raises(Refused, match=r"60 examples and 61 labels .*is its first line a heading\? call it label"):
+            read(path, How(labels=str(unnamed)))
+        two = table(tmp_path / "two.csv", "01", PROBS[:, :2] / PROBS[:, :2].sum(1, keepdims=True))
+        assert read(two, How()).logits.shape == (N, 2)
+
+    def test_a_column_beside_the_scores_can_be_left_out(self, tmp_path):
+        rows = [[*p, p.argmax(), y] for p, y in zip(PROBS, LABELS, strict=True)]
+        path = table(tmp_path / "p.csv", ["p_cat", "p_dog", "p_cow", "pred", "label"], rows)
+        same(read(path, How(scores="p_*")))
+
     def test_labels_from_one_and_as_strings_are_recognized_and_said(self, tmp_path):
         one = read(npz(tmp_path / "a.npz", logits=LOGITS, labels=LABELS + 1), How())
         same(one)
@@ -125,7 +143,7 @@ class TestReading:
         zero = PROBS.copy()
         zero[0] = np.eye(K)[(LABELS[0] + 1) % K]
         assert (
-            "1 labels have a probability of exactly 0"
+            "1 labels have a probability of 0, an infinite NLL"
             in read(npz(tmp_path / "d.npz", p=zero, y=LABELS), How()).said[-1]
         )
 
@@ -316,6 +334,48 @@ def test_apply_writes_what_audit_reads(ending, tmp_path, capsys):
     back = read(tmp_path / f"b.{ending}", How(labels="y.npy" if ending == "npy" else ""))
     same(back, probs=softmax(LOGITS / 2, axis=1))
     assert back.scores == "probabilities" and back.classes == (() if ending in ("npy", "safetensors") else tuple(NAMES))
+
+
+def test_a_label_that_has_no_probability_is_told_and_leaves_the_rest(tmp_path, capsys):
+    """Its NLL is infinite: null in the JSON, and of two such models neither is better."""
+    masked = LOGITS.copy()
+    masked[np.arange(4), LABELS[:4]] = -np.inf
+    paths = [npz(tmp_path / f"{name}.npz", logits=z, labels=LABELS) for name, z in (("a", masked), ("b", 2 * masked))]
+    assert main(["audit", str(paths[0]), "--out", "a.html"]) == 0
+    assert "4 labels have a logit of -inf" in capsys.readouterr().out
+    said = json.loads(Path("a.json").read_text())["audits"][0]["metrics"]
+    assert said["nll"] == {"value": None, "low": None, "high": None} and said["ece"]["value"] > 0
+    assert main(["compare", *map(str, paths)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("NLL")]
+    assert line.split() == ["NLL", "inf", "inf", "-", "-"]
+    small = PROBS.copy()
+    small[0, LABELS[0]] = 1e-20
+    assert "below 1e-12" in read(npz(tmp_path / "c.npz", p=small, y=LABELS), How()).said[-1]
+
+
+def test_one_temperature_leaves_an_error_of_the_same_bins(tmp_path):
+    test, fitted = larger(tmp_path / "a.npz", 0), larger(tmp_path / "b.npz", 1)
+    for bins in (5, 100):
+        flags = ["--calibration", str(tmp_path / "b.npz"), "--bins", str(bins), "--out", "a.html"]
+        assert main(["audit", str(tmp_path / "a.npz"), *flags]) == 0
+        told = json.loads(Path("a.json").read_text())["audits"][0]["after_one_temperature"]
+        assert told["ece_refit"] == pytest.approx(posthoc.refitted(*fitted, *test, bins=bins)["ece_refit"])
+
+
+@pytest.mark.parametrize("method", ["dirichlet", "vector", "temperature", "isotonic"])
+def test_an_infinite_logit_is_calibrated_or_refused_and_never_nan(method):
+    """-inf leaves a class out; weights of other classes by it would be NaN."""
+    fitted = posthoc.get(method).fit(LOGITS, LABELS)
+    calibrator = posthoc.Calibrator(method, fitted, K, form=method)
+    row = np.array([[1.0, 2.0, -np.inf], [0.0, 1.0, 2.0]])
+    if method in ("dirichlet", "vector"):
+        with pytest.raises(Refused, match=f"an infinity that {method} cannot take; expected finite numbers"):
+            calibrator(row)
+    else:
+        assert np.isfinite(calibrator(row)).all()
+    for never in (np.inf, np.nan):
+        with pytest.raises(Refused, match="the logits hold"):
+            calibrator(np.where(np.isinf(row), never, row))
 
 
 def test_compare_is_paired_and_names_the_better(tmp_path, capsys):

@@ -51,6 +51,12 @@ def spoiled(row, value, base=LOGITS):
     return array
 
 
+def beside(path, head, column, scores=PROBS):
+    """A table of scores with one more column of numbers."""
+    rows = [[*s, one, y] for s, one, y in zip(scores, column, LABELS, strict=True)]
+    return table(path, ["p_cat", "p_dog", "p_cow", head, "label"], rows)
+
+
 WRONG = {
     "empty.csv": (lambda p: raw(p, b""), "is empty; save the predictions again"),
     "empty.npz": (lambda p: raw(p, b""), "is empty"),
@@ -125,6 +131,16 @@ WRONG = {
         lambda p: table(p, ["p_a", "p_b", "label", "target"], [[0.5, 0.5, 0, 0]]),
         "several columns that may be the labels .*--labels label",
     ),
+    "prediction.csv": (lambda p: beside(p, "pred", PROBS.argmax(1)), "column 'pred' of numbers, .*type --scores with"),
+    "image.csv": (
+        lambda p: beside(p, "image_id", np.arange(N), LOGITS),
+        "column 'image_id' of numbers, which may be no",
+    ),
+    "beside.csv": (
+        lambda p: beside(p, "seconds", np.arange(N) + 7.0),
+        "without the column 'seconds' every row is a prob",
+    ),
+    "zero_one.csv": (lambda p: raw(p, b"0,1\n1,0\n0,1\n"), "begins with the line 0,1, which may be a heading or an ex"),
     "which.npz": (lambda p: npz(p, a=LOGITS, b=LOGITS), r"which are the scores\? Type --scores NAME"),
     "same_name.csv": (lambda p: table(p, ["p", "p", "label"], [[0.5, 0.5, 0]]), "names the column 'p' twice"),
     "picture.png": (lambda p: raw(p, b"\x89PNG"), r"ends in '.png'; expected one of .npy"),

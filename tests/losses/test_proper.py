@@ -49,6 +49,17 @@ def value_and_grad(loss, logits, labels):
     return values, grad
 
 
+@pytest.mark.parametrize("loss", [losses.nll, losses.focal, losses.label_smoothing, losses.dus, losses.flsd])
+@pytest.mark.parametrize("label", [-1, 4, -5])
+def test_a_label_that_is_no_class_is_nan_and_not_the_last_class(loss, label):
+    assert np.isnan(jax.jit(loss)(jnp.ones((1, 4)), jnp.array([label]))).all()
+
+
+def test_thresholds_of_flsd_ascend():
+    with pytest.raises(Refused, match=r"flsd.thresholds is \(0.5, 0.2\); expected two .* in ascending order"):
+        losses.flsd(jnp.ones((1, 4)), jnp.array([0]), thresholds=(0.5, 0.2))
+
+
 @pytest.mark.parametrize("name", LABELLED)
 def test_finite_at_the_edges_and_float32_from_bfloat16(name):
     labels = jnp.zeros(len(EDGES), jnp.int32)

@@ -155,11 +155,15 @@ def test_top_label_on_host_and_device():
         ((jnp.array([0.5, -0.1]), jnp.ones(2)), "softmax"),
         ((np.ones(3), np.ones(2)), "same shape"),
         ((np.ones((2, 2, 2)), np.ones((2, 2, 2))), "same shape"),
+        ((np.ones(2), np.ones(2), {"weight": np.array([1.0, -1.0])}), "weight holds a negative number or NaN"),
+        ((np.ones(2), np.ones(2), {"weight": np.array([1.0, np.nan])}), "weight holds a negative number or NaN"),
+        ((np.ones(2), np.ones(2), {"bins": np.array([0, 0.7, 0.3, 1])}), "not in ascending order; sort them"),
     ],
 )
 def test_refuses(arguments, sentence):
+    *positional, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
     with pytest.raises(Refused, match=sentence):
-        binned(*arguments)
+        binned(*positional, **options)
 
 
 @pytest.mark.parametrize("bins", [0, -3, 2.5, True, "15"])

@@ -40,6 +40,19 @@ def test_class_probabilities_on_an_edge_lie_in_the_bin_that_they_close(bins):
     assert np.isfinite(result.values["sce"]) and 0 <= result.values["sce"] <= 1
 
 
+@pytest.mark.parametrize("bins", [10, 15, 100])
+def test_confidences_on_an_edge_lie_in_its_bin_whatever_the_dtype_of_the_file(bins):
+    """0.6 of a float32 file is 0.60000002: as `metrics.ece` has it, it closes its bin."""
+    top = np.repeat(np.arange(bins // 2 + 1, bins) / bins, 8)
+    correct = np.arange(len(top)) % 8 < 5
+    for dtype in (np.float64, np.float32):
+        confidence = top.astype(dtype)
+        logits = np.log(np.stack([confidence, 1 - confidence], axis=1))
+        result = metrics.resampled(logits, np.where(correct, 0, 1), bins=bins, resamples=2)
+        assert result.values["ece"] == pytest.approx(float(metrics.ece(confidence, correct, bins=bins)), abs=1e-6)
+        np.testing.assert_array_equal(result.bins.count[bins // 2 : bins - 1], 8)
+
+
 def test_draws_are_those_of_the_ordinary_bootstrap():
     z, y = model(250)
     result = metrics.resampled(z, y, resamples=400)

@@ -175,6 +175,26 @@ def test_adafocal_refresh_raises_gamma_where_the_model_is_over_confident():
     assert (always_right.gamma < 1).all()
 
 
+def test_crl_with_an_example_that_never_takes_part_is_crl_without_it():
+    """Over epochs too: who is never right because of a weight of 0 does not hold the minimum at 0."""
+    objective = objectives.build("crl")
+    full, logits = batch(b=4, index=jnp.arange(4))
+    label = jnp.argmax(logits, -1)
+    here, with_fifth = full._replace(label=label), jnp.concatenate([logits, logits[:1]])
+    fifth = Batch(
+        None, label=jnp.append(label, 0), index=jnp.arange(5), target=None, weight=jnp.array([1.0, 1, 1, 1, 0])
+    )
+    here = here._replace(target=None)
+    without, beside = (objective.init(Spec(num_examples=n, num_classes=K, epochs=4), KEY)[1] for n in (4, 5))
+    for epoch in range(4):
+        wrong = logits.at[0].set(-logits[0]) if epoch == 1 else logits
+        both = wrong, jnp.concatenate([wrong, with_fifth[4:]])
+        wanted, _, _, without = run(objective, here, both[0], without, epoch / 4)
+        found, grad, _, beside = run(objective, fifth, both[1], beside, epoch / 4)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        assert not grad[4].any()
+
+
 def test_crl_counts_an_example_once_and_survives_a_perfect_model():
     objective = objectives.build("crl")
     state = objective.init(SPEC, KEY)[1]
@@ -182,7 +202,7 @@ def test_crl_counts_an_example_once_and_survives_a_perfect_model():
     right = jnp.zeros((B, K)).at[:, 0].set(5.0)
     twice, _ = batch(label=label, index=jnp.array([0, 0, 1, 2, 3, 4]))
     _, _, _, state = run(objective, twice, right.at[3].set(-right[3]), state, 0.0)
-    np.testing.assert_array_equal(state.counts, [1, 1, 0, 1, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(state.counts, [1, 1, 0, 1, 1, -1, -1, -1, -1, -1], "-1: not met")
     # Every example always right: the least count is the most there can be, and the reference divides 0 by 0.
     perfect = state._replace(counts=jnp.full(N, 2, jnp.int32))
     value, grad, terms, _ = run(objective, twice, right, perfect, 0.5)

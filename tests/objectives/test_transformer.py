@@ -98,6 +98,20 @@ def test_pkd_is_its_formula_and_skips_as_the_paper_does(teacher, student, twin):
     np.testing.assert_allclose(named, by_code, rtol=1e-6)
 
 
+def test_pkd_of_the_code_is_a_mean_over_all_entries_whatever_one_calls_the_layers(twin, teacher):
+    """The states of all layers in one feature, or in one for each; and the pixels of a convolution's."""
+    alone = {"kd": 0.0, "beta": 1.0}
+    layers = tuple(f"cls{i}" for i in range(5))
+    together = value(build("pkd", layers=("cls",), **alone), twin, teacher)[0]
+    np.testing.assert_allclose(together, value(build("pkd", layers=layers, **alone), twin, teacher)[0], rtol=1e-5)
+    maps = [jax.random.normal(jax.random.key(i), (len(twin.logits), 5, 5, 3)) for i in range(2)]
+    objective = build("pkd", layers=("stage1",), **alone)
+    found = value(objective, *(x._replace(features={"stage1": m}) for x, m in zip((twin, teacher), maps, strict=True)))[
+        0
+    ]
+    np.testing.assert_allclose(found, np.mean((unit(maps[0]) - unit(maps[1])) ** 2), rtol=1e-5)
+
+
 def test_the_label_weight_that_pkd_brings_along_is_one_minus_its_kd():
     label, soft = METHODS["pkd"].weights
     assert (label, soft) == (1 - options("pkd")["kd"], 1.0)
