@@ -79,8 +79,8 @@ def crl(*, weight: Scalar = 1.0, **options: Any) -> Objective:
 
     The history of an example is its count, less the minimum over the whole training set, divided by the same of H =
     max(1, epochs completed). Where examples have weights, those that no step has met after the first epoch (weight 0)
-    are left out of the minimum. Counts grow from the training outputs of the very step, before its update of weights; an
-    example that appears twice in a batch counts once.
+    are left out of the minimum. Counts grow from the training outputs of the very step, before its update of weights;
+    an example that appears twice in a batch counts once.
 
     Args:
       weight: >= 0, of the ranking term.
