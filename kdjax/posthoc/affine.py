@@ -17,7 +17,7 @@ from kdjax.posthoc.core import Params, Sample, inspect, log_softmax, mean_nll, p
 
 
 def apply_vector(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
-    """w ⊙ z + b."""
+    """w ⊙ z + b, of finite logits where a weight is 0 or negative."""
     z, fitted = prepared("vector", params, logits)
     return z * fitted["w"] + fitted["b"]
 
@@ -63,7 +63,7 @@ def fit_vector(logits: Any, labels: Any, *, weight: Any = None, l2: float = 0.0)
 
 
 def apply_dirichlet(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
-    """W·log softmax(z) + b."""
+    """W·log softmax(z) + b, of finite logits: a weight times -inf is no number."""
     z, fitted = prepared("dirichlet", params, logits)
     return jax.nn.log_softmax(z, axis=-1) @ fitted["W"].T + fitted["b"]
 

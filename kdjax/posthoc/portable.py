@@ -127,8 +127,8 @@ class Calibrator:
         """Calibrated probabilities of logits [N, K] or [K], float64, rows that sum to 1.
 
         Raises:
-          Refused: another number of classes, NaN, or an infinity that the method cannot take (-inf, a class that is
-            left out, passes all but "vector" and "dirichlet").
+          Refused: another number of classes, NaN, or an infinity of which no probabilities come. -inf leaves its class
+            out, but "dirichlet" weighs each class by all others.
         """
         return np.exp(log_softmax(self.logits(logits)))
 
@@ -156,14 +156,15 @@ class Calibrator:
             )
         if np.isnan(z).any():
             raise Refused("the logits hold NaN; expected numbers.")
-        taken = np.isfinite(z if self.form in ("vector", "dirichlet") else z.max(axis=-1))
-        if not taken.all():
-            raise Refused(
-                f"the logits hold an infinity that {self.method} cannot take; expected finite numbers (-100 "
-                "leaves a class out as well)."
-            )
         if self.form:
-            return FORMS[self.form](self.params, z)
+            with np.errstate(invalid="ignore"):  # what comes of an infinity is asked below
+                calibrated = FORMS[self.form](self.params, z)
+            if np.isnan(calibrated).any() or not np.isfinite(calibrated.max(axis=-1)).all():
+                raise Refused(
+                    f"the logits hold an infinity that {self.method} cannot take; expected finite numbers (-100 leaves "
+                    "a class out as well)."
+                )
+            return calibrated
         from kdjax.posthoc.registry import applied_from_outside  # the only road to JAX: someone's own `apply`
 
         return applied_from_outside(self, z)

@@ -369,10 +369,11 @@ def test_an_infinite_logit_is_calibrated_or_refused_and_never_nan(method):
     fitted = posthoc.get(method).fit(LOGITS, LABELS)
     calibrator = posthoc.Calibrator(method, fitted, K, form=method)
     row = np.array([[1.0, 2.0, -np.inf], [0.0, 1.0, 2.0]])
-    if method in ("dirichlet", "vector"):
-        with pytest.raises(Refused, match=f"an infinity that {method} cannot take; expected finite numbers"):
-            calibrator(row)
-    else:
+    backward = posthoc.Calibrator("vector", {"w": -np.ones(K), "b": np.zeros(K)}, K, form="vector")
+    for refusing in (backward, *([calibrator] if method == "dirichlet" else [])):
+        with pytest.raises(Refused, match=f"an infinity that {refusing.method} cannot take; expected finite numbers"):
+            refusing(row)
+    if method != "dirichlet":
         assert np.isfinite(calibrator(row)).all()
     for never in (np.inf, np.nan):
         with pytest.raises(Refused, match="the logits hold"):
