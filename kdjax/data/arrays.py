@@ -12,12 +12,11 @@ from kdjax.data.hold_out import carve
 from kdjax.data.lazy import take
 from kdjax.data.normalization import Normalization
 from kdjax.data.npz import Archive
+from kdjax.data.paths import CALIBRATION
 from kdjax.data.source import KINDS, Source
 from kdjax.data.splits import ClassWeight, assemble
 from kdjax.errors import Refused, one_of
 from kdjax.types import Dataset, Split
-
-CALIBRATION = ("calibration", "val", "valid", "validation")
 
 
 def from_arrays(

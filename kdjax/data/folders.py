@@ -12,12 +12,13 @@ import numpy as np
 from kdjax.data.hold_out import carve
 from kdjax.data.image_files import Listed, files_source
 from kdjax.data.labels import check_num_classes
-from kdjax.data.paths import existing
+from kdjax.data.paths import CALIBRATION, existing
 from kdjax.data.source import Source
 from kdjax.errors import Refused, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-CALIBRATION = ("calibration", "val", "valid", "validation")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(CALIBRATION, "val")
+"""What a folder of this name, in lower case, was meant as -> what it has to be called."""
 
 
 def source(
@@ -80,6 +81,7 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
     folders = class_folders(root)
     if (root / "val" / "val_annotations.txt").is_file():
         raise Refused(f"{root} is the archive of Tiny-ImageNet; set data.name=tiny_imagenet.")
+    _refuse_misnamed(root, folders)
     if "train" not in folders:
         if misplaced := sorted({"test", *CALIBRATION} & set(folders)):
             raise Refused(
@@ -94,6 +96,8 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
         raise Refused(f"{root} has {' and '.join(validation)}; expected one folder for calibration: remove the other.")
     if "test" not in folders and not validation:
         raise Refused(f"{root} has train and neither test nor val; expected one of them, in the same form.")
+    if unused := sorted({*folders} - {"train", "test", *validation}):
+        warnings.warn(f"{root} also holds {', '.join(unused)}, which nothing uses.", stacklevel=5)
     classes = class_folders(root / "train")
     listed = {"train": images_by_class(root, root / "train", classes)}
     if "test" in folders and validation:
@@ -105,6 +109,19 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
         )
     listed["test"] = images_by_class(root, root / ("test" if "test" in folders else validation[0]), classes)
     return classes, listed
+
+
+def _refuse_misnamed(root: Path, folders: list[str]) -> None:
+    """Refuses what would become classes named Training and Testing."""
+    for name in folders:
+        wanted = SPLITS.get(name.lower())
+        # A class may well be called training, but then its images lie in it, and not in class folders.
+        if wanted is None or name in ("train", "test", *CALIBRATION) or not class_folders(root / name):
+            continue
+        raise Refused(
+            f"{root} has a folder {name!r} of class folders, which is neither a split nor a class; expected the names "
+            f"train, test and val, as they stand here: rename {name} to {wanted}."
+        )
 
 
 def class_folders(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The path that a data set is read from, checked once for every source."""
+"""The path that a data set is read from, checked once for every source; names of a calibration split."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.errors import Refused
+
+CALIBRATION = ("calibration", "val", "valid", "validation")
 
 
 def existing(path: Any, *, expected: str, example: str, folder: bool = False) -> Path:

@@ -188,6 +188,8 @@ def test_changed_files_change_the_fingerprint_and_places_do_not(folders, tmp_pat
         (lambda root: write(root, ("train",)), "has train and neither test nor val"),
         (lambda root: write(root, ("test", "val")), "has test, val and no train"),
         (lambda root: write(root, ("train", "test", "val", "valid")), "has val and valid; expected one folder"),
+        (lambda root: write(root, ("Training", "Testing")), "has a folder 'Testing' .*rename Testing to test"),
+        (lambda root: write(root, ("train", "test", "Val")), "has a folder 'Val' .*rename Val to val"),
         (lambda root: root.mkdir(), "has no images in class folders|no class folders"),
         (lambda root: write_class(root / "only", 9), "num_classes is 1"),
         (lambda root: (write(root), write_class(root / "test" / "bea", 1)), "class folder 'bea'.* did you mean bee"),
@@ -201,6 +203,18 @@ def test_other_trees(folders, make, sentence):
         return
     with pytest.raises(Refused, match=sentence):
         load("folder", **folders)
+
+
+def test_folders_that_nothing_reads_are_named(folders):
+    write(folders["path"], ("train", "test", "dev", "extra"))
+    with pytest.warns(UserWarning, match="also holds dev, extra, which nothing uses"):
+        load("folder", **folders)
+
+
+def test_a_class_may_be_called_training(folders):
+    for name in ("Testing", "training"):
+        write_class(folders["path"] / name, 20)
+    assert load("folder", **folders).label_names == ("Testing", "training")
 
 
 def test_options_are_checked_before_anything_is_read(folders):
