@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import json
 import lzma
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from kdjax.data.paths import CALIBRATION
 from kdjax.errors import Refused, nearest
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -89,11 +91,20 @@ def find(folder: Path, stem: str) -> Path | None:
 
 
 def read_table(
-    path: Path, *, text_columns: Sequence[str] = ("text",), label_column: str = "label"
+    path: Path,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    label_column: str = "label",
+    own: bool = False,
+    pool: bool = False,
 ) -> tuple[list[str], list[Any]]:
     """(texts, labels) of a `.jsonl`, `.csv` or `.tsv`, UTF-8, packed by gzip or xz or not; tables have a header.
 
     Several text columns are joined by a full stop.
+
+    Args:
+      own: the columns were named by options of the data set `text`, which the sentence of a missing one then says.
+      pool: splits are drawn from the file, so that a column `split`, in whatever case, is refused.
 
     Raises:
       Refused: another suffix; a file that cannot be read, by line; a column that is missing; a text that is no text.
@@ -110,9 +121,12 @@ def read_table(
         with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = _json_rows(file) if plain.suffix == ".jsonl" else _table_rows(file, plain.suffix)
             for line, row in rows:
+                if pool:
+                    _refuse_splits(path, {*row} - {*text_columns, label_column})
                 for column in (*text_columns, label_column):
                     if row.get(column) is None:
-                        hint = nearest(column, [str(name) for name in row if name is not None])
+                        option = "label_column" if column == label_column else "text_column"
+                        hint = _hint(row, column, {*text_columns, label_column}, option if own else "")
                         raise Refused(f"{path} has no {column!r} in line {line}; {hint}")
                 parts, label = [row[column] for column in text_columns], row[label_column]
                 if (
@@ -134,6 +148,31 @@ def read_table(
     if not texts:
         raise Refused(f"{path} has no rows; expected a text and a label in each.")
     return texts, labels
+
+
+def _refuse_splits(path: Path, columns: Set[Any]) -> None:
+    """Refuses a column of splits, whose test rows would otherwise be drawn for training."""
+    for column in columns:
+        if str(column).strip().lower() == "split":
+            raise Refused(
+                f"{path} has a column {column!r}, and the test split of a single file is drawn from all its rows; "
+                "expected a folder with train.csv, test.csv and, if wanted, val.csv: write the rows of each split to "
+                f"a file of its own and set data.path=FOLDER, or remove the column {column!r}."
+            )
+
+
+def _hint(row: Mapping[Any, Any], column: str, named: Set[str], option: str) -> str:
+    """What to type where a row has no such column, or an empty place in it."""
+    if column in row:
+        return "expected a value in every row: fill it in, or remove the row."
+    there = [str(name) for name in row if name is not None]
+    hint = nearest(column, there) if there else "expected a row of named values."
+    if not option or not (others := [name for name in there if name not in named]):
+        return hint
+    # The label mostly stands last, and the text is the longest.
+    likely = others[-1] if option == "label_column" else max(others, key=lambda name: len(str(row[name])))
+    close = difflib.get_close_matches(column, others, n=1, cutoff=0.5)
+    return f"{hint} Rename it, or set data.options.{option}={(close or [likely])[0]}."
 
 
 def _json_rows(file: IO[str]):
@@ -180,7 +219,8 @@ def read_own(
     text_column: str,
     label_column: str,
 ) -> Raw:
-    """A file, or a folder with train, test and perhaps calibration or validation, in the formats of `read_table`.
+    """A file, or a folder with train, test and perhaps val (also calibration, valid, validation), in the formats of
+    `read_table`.
 
     Labels are names, numbered in sorted order, or integers in [0, num_classes). A single file is one pool, under
     "train".
@@ -189,8 +229,12 @@ def read_own(
         raise Refused("data set 'text' needs a file or a folder; set data.path=FILE.csv (columns text and label).")
     root = Path(path).expanduser()
     files = {"train": root} if root.is_file() else {}
-    for what, stems in (("train", ["train"]), ("calibration", ["calibration", "validation"]), ("test", ["test"])):
-        if found := [file for stem in stems if root.is_dir() and (file := find(root, stem))]:
+    for what, stems in (("train", ["train"]), ("calibration", CALIBRATION), ("test", ["test"])):
+        found = [file for stem in stems if root.is_dir() and (file := find(root, stem))]
+        if len(found) > 1:
+            two = " and ".join(file.name for file in found)
+            raise Refused(f"{root} has {two}; expected one file for calibration: remove the other.")
+        if found:
             files[what] = found[0]
     if "train" not in files or (root.is_dir() and "test" not in files):
         raise Refused(
@@ -198,7 +242,8 @@ def read_own(
             "or one file: correct data.path."
         )
     read = {
-        what: read_table(file, text_columns=[text_column], label_column=label_column) for what, file in files.items()
+        what: read_table(file, text_columns=[text_column], label_column=label_column, own=True, pool=file == root)
+        for what, file in files.items()
     }
     every = [label for _, labels in read.values() for label in labels]
     integers = all(isinstance(label, int) or re.fullmatch(r"\d{1,9}", label) for label in every)

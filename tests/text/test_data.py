@@ -133,6 +133,10 @@ def test_one_file_is_one_pool(tmp_path):
         ("a.csv", "text,label\nhello,x\n   ,y\n", "1 empty texts, the first in example 1"),
         ("a.csv", 'text,label\n"open,x\n', "cannot be read after line"),
         ("a.csv", "text,label\n", "has no rows"),
+        ("a.csv", "text,label,Split\nhello,x,train\n", "has a column 'Split', .*set data.path=FOLDER, or remove"),
+        ("a.csv", "id,sentence,label\n1,hello,x\n", "known: id, label, sentence. .*data.options.text_column=sentence"),
+        ("a.csv", "n,text,kind\n1,hello,x\n", "no 'label' in line 2; .* set data.options.label_column=kind"),
+        ("a.csv", "text,label\nhello\n", "no 'label' in line 2; expected a value in every row"),
         ("a.txt", "hello", r"ends in \.txt; expected \.jsonl"),
         ("a.jsonl", '{"text": 3, "label": 1}\n', "expected a text, and a name or an integer as label"),
         ("a.jsonl", '{"text": "x"\n', "cannot be read after line 0"),
@@ -148,6 +152,18 @@ def test_broken_files_are_refused(tmp_path, name, content, says):
     options = {"num_classes": 2} if name.endswith("jsonl") else {}
     with pytest.raises(Refused, match=says):
         text.user_texts(path=tmp_path / name, **options)
+
+
+def test_val_is_the_calibration_split_of_a_folder(tmp_path):
+    for what, n in (("train", 30), ("test", 12), ("val", 9)):
+        rows = "".join(f"{w},{label},{what}\n" for w, label in examples(n, n))
+        (tmp_path / f"{what}.csv").write_text(f"text,label,split\n{rows}")
+    assert [len(split.text) for split in text.user_texts(path=tmp_path).splits.values()] == [30, 9, 12]
+    (tmp_path / "val.csv").rename(tmp_path / "valid.csv")
+    assert len(text.user_texts(path=tmp_path).splits["calibration"].text) == 9
+    (tmp_path / "validation.csv").write_text("text,label\nhello,card\n")
+    with pytest.raises(Refused, match="has valid.csv and validation.csv; expected one file for calibration"):
+        text.user_texts(path=tmp_path)
 
 
 def test_empty_texts_can_be_left_out(tmp_path, capsys):
