@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def source(
             f"{table} has the columns {', '.join(columns) or 'none'} and lacks {' and '.join(missing)}; "
             f"{nearest(missing[0], columns) if columns else ''} expected a header path,label or path,label,split."
         )
+    _refuse_or_name_others(table, [name for name in columns if name not in COLUMNS])
     if not columns["path"]:
         raise Refused(f"{table} has a header and no rows; expected one row for each image.")
     for row, values in enumerate(zip(columns["path"], columns["label"], strict=True)):
@@ -119,12 +121,27 @@ def _read_parquet(table: Path) -> dict[str, list[str]]:
     except ImportError as error:
         raise Refused(f"{table} needs pyarrow, which is not installed; type pip install pyarrow.") from error
     try:
-        names = [name for name in parquet.read_schema(table).names if name in COLUMNS]
+        names = parquet.read_schema(table).names
+        _refuse_or_name_others(table, [name for name in names if name not in COLUMNS])
+        names = [name for name in names if name in COLUMNS]
         read = parquet.read_table(table, columns=names)
     except (OSError, ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise Refused(f"{table} cannot be read as Parquet ({reason}); expected columns of text and numbers.") from error
     return {name: ["" if value is None else str(value) for value in read.column(name).to_pylist()] for name in names}
+
+
+def _refuse_or_name_others(table: Path, others: Sequence[str]) -> None:
+    """Names the columns that nothing reads, and refuses one that was meant as one that is read."""
+    for name in others:
+        meant = name.strip().lower()
+        if meant in COLUMNS or (meant := meant.removesuffix("s")) in COLUMNS:
+            raise Refused(
+                f"{table} has a column {name!r}, which nothing would use; expected {meant}, or a name that "
+                "nobody takes for it: rename it."
+            )
+    if named := [repr(name) for name in others if name]:  # the index that pandas writes has no name
+        warnings.warn(f"{table} also holds {', '.join(named)}, which nothing uses.", stacklevel=4)
 
 
 def _as_integers(values: Sequence[str]) -> np.ndarray:

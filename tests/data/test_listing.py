@@ -1,5 +1,7 @@
 """Images listed in a table, with names, splits and weights."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,7 +50,8 @@ def test_parquet_is_the_same(folder):
 
     columns = {"path": [f"photos/{i}.png" for i in range(30)], "label": [NAMES[i % 3] for i in range(30)]}
     parquet.write_table(pyarrow.table({**columns, "more": list(range(30))}), folder / "mine.parquet")
-    data = load("files", path=folder / "mine.parquet", cache_dir=folder / "cache")
+    with pytest.warns(UserWarning, match="also holds 'more', which nothing uses"):
+        data = load("files", path=folder / "mine.parquet", cache_dir=folder / "cache")
     assert data.fingerprint == load("files", **table(folder)).fingerprint
     (folder / "mine.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(Refused, match="cannot be read as Parquet"):
@@ -85,6 +88,29 @@ def test_refused(folder, form, sentence):
     with pytest.raises(Refused, match=sentence) as refusal:
         load("files", **table(folder, **form))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name, meant", [("Split", "split"), ("weights", "weight"), ("Labels", "label")])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_that_is_nearly_one_of_ours_is_refused(folder, name, meant, ending):
+    where = table(folder, f"path,label,{name}", lambda i: f"photos/{i}.png,{NAMES[i % 3]},1")
+    if ending == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        from pyarrow import parquet
+
+        where["path"] = folder / "mine.parquet"
+        parquet.write_table(pyarrow.table({"path": ["photos/0.png"], "label": ["cat"], name: ["1"]}), where["path"])
+    with pytest.raises(Refused, match=f"has a column '{name}', .*expected {meant}, .*: rename it"):
+        load("files", **where)
+
+
+def test_columns_that_nothing_reads_are_named(folder):
+    where = table(folder, "path,author,label", lambda i: f"photos/{i}.png,somebody,{NAMES[i % 3]}")
+    with pytest.warns(UserWarning, match="also holds 'author', which nothing uses"):
+        load("files", **where)
+    index = table(folder, ",path,label", lambda i: f"{i},photos/{i}.png,{NAMES[i % 3]}")
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        load("files", **index)
 
 
 def test_files_that_are_no_tables(folder):
