@@ -11,6 +11,7 @@ and all of them compose. A teacher never receives a gradient.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy import optimize
 
 from kdjax.errors import Refused, positive
 from kdjax.objectives.core import need
@@ -186,22 +188,59 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
     rather than another example's row.
 
     Args:
-      logits: [N, K] floating point (float16 is enough for storage).
+      logits: [N, K] floating point (float16 is enough for storage); column k is of class k, `dataset.label_names[k]`.
       of: the data set whose source the rows are of, in the source's order, before the calibration split was taken out
         and before `train_examples` kept a part: the rows of `of.train` are picked by its `index`.
 
     Raises:
-      Refused: not [N, K] or not floating point; with `of`, fewer rows than the source has, or as many as `of.train` has
-        where that is not the source; in `task`, another number of rows than the training split has examples; while
-        tracing, a batch without indices.
+      Refused: not [N, K] or not floating point; probabilities; with `of`, fewer rows than the source has, or as many as
+        `of.train` has where that is not the source; in `task`, another number of rows than the training split has
+        examples; while tracing, a batch without indices.
     """
     table = np.asarray(logits) if of is not None else jnp.asarray(logits)
     if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):
         raise Refused(f"remembered logits are {table.dtype} {list(table.shape)}; expected floating point [N, K].")
+    if not isinstance(table, jax.core.Tracer):
+        _refuse_probabilities(np.asarray(table))
     if of is not None:
-        table = jnp.asarray(_rows_of(np.asarray(table), of))
-
+        rows = _rows_of(np.asarray(table), of)
+        _compare_columns(rows, of)
+        table = jnp.asarray(rows)
     return table_of(table)
+
+
+def _refuse_probabilities(table: np.ndarray) -> None:
+    """Their softmax is nearly uniform, so that a student of them would learn next to nothing."""
+    # The first rows say it of nearly every table of logits, so that few are read whole.
+    for part in (table[:100], table):
+        if not part.size or not (part.min() >= 0 and part.max() <= 1):
+            return
+        if np.abs(part.sum(1, dtype=np.float64) - 1).max() > 1e-2:
+            return
+    raise Refused(
+        f"remembered logits {list(table.shape)} are probabilities: every row lies in [0, 1] and sums to 1; expected "
+        "logits: type remembered(np.log(np.maximum(p, 1e-12)))."
+    )
+
+
+def _compare_columns(table: np.ndarray, dataset: Dataset) -> None:
+    """Warns where the columns in another order would agree with the training labels far more often."""
+    labels = np.asarray(dataset.train.label)
+    if labels.ndim != 1 or table.shape[1] != dataset.num_classes:
+        return
+    counts = np.zeros((table.shape[1],) * 2, np.int64)  # labels x columns
+    np.add.at(counts, (labels, table.argmax(1)), labels >= 0)
+    label, column = optimize.linear_sum_assignment(counts, maximize=True)
+    n = max(1, counts.sum())
+    now, best = np.trace(counts) / n, counts[label, column].sum() / n
+    # The best of all orders agrees a little more also by luck; four standard deviations are none.
+    if best > 0.2 and now < best / 2 and best - now > 4 / np.sqrt(n):
+        warnings.warn(
+            f"the largest logit is that of the label in {now:.0%} of the training examples of {dataset.name!r}, and "
+            f"would be in {best:.0%} with the columns in another order; expected column k to be of class k of "
+            "dataset.label_names (names are numbered in sorted order, as scikit-learn's classes_).",
+            stacklevel=3,
+        )
 
 
 def remembered_by_epoch(

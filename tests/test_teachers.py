@@ -1,5 +1,6 @@
 """Teachers: frozen, composed, and as arguments of a compiled function."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -129,6 +130,27 @@ def test_rows_in_the_users_order_reach_the_examples_they_belong_to():
     rows = run(t, Batch(X, index=jnp.arange(len(dataset.train.label)))).logits
     np.testing.assert_array_equal(rows[:, 1], dataset.train.inputs[:, 0])
     np.testing.assert_array_equal(rows[:, 0], dataset.train.index)
+
+
+def test_probabilities_are_no_logits():
+    p = np.asarray(jax.nn.softmax(RNG.normal(size=(300, 5))))
+    for given in (p, jnp.asarray(p, jnp.float16), np.eye(5)):
+        with pytest.raises(Refused, match=r"are probabilities: .*type remembered\(np.log"):
+            teachers.remembered(given)
+    teachers.remembered(np.log(p))
+    teachers.remembered(np.concatenate([p, p + 1]))
+
+
+@pytest.mark.parametrize("order, warned", [((0, 1, 2), False), ((1, 2, 0), True), ((1, 0, 2), True)])
+def test_columns_in_another_order_are_seen(order, warned):
+    _, dataset = dataset_in_the_users_order(300)
+    logits = np.eye(3)[np.arange(300) % 3] * 3 + RNG.normal(size=(300, 3)) / 2
+    logits[:60] = 0  # a teacher that does not know them all
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        teachers.remembered(logits[:, order], of=dataset)
+        teachers.remembered(RNG.normal(size=(300, 3)), of=dataset)
+    assert [("columns in another order" in str(one.message)) for one in noted] == [True] * warned
 
 
 def test_rows_of_another_number_are_refused_before_training():
