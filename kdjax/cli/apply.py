@@ -28,6 +28,12 @@ def apply(calibrator: str, file: str, out: str, how: How) -> list[str]:
         raise Refused(f"--out is {out!r}; expected a name that ends in {', '.join(FORMATS)}.")
     if not target.parent.is_dir():
         raise Refused(f"--out is {out!r}, and the directory {str(target.parent)!r} does not exist; make it first.")
+    for read_too in (file, how.labels):
+        if read_too and target.exists() and Path(read_too).exists() and target.samefile(read_too):
+            raise Refused(
+                f"--out is {out!r}, which is read as well and would be lost; expected another name, such as "
+                f"--out {target.with_stem(target.stem + '_calibrated')}."
+            )
     loaded = posthoc.load(calibrator)
     predictions = read(file, how)
     count, num_classes = predictions.logits.shape

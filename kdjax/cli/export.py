@@ -38,8 +38,14 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
         raise Refused(f"--out is {out!r}; expected a name that ends in {shape.suffix}.")
     if not target.parent.is_dir():
         raise Refused(f"--out is {out!r}, and the directory {str(target.parent)!r} does not exist; make it first.")
+    beside = target.with_suffix(".json") if shape.suffix else target / "kdjax.json"
     if not shape.suffix:
         _refuse_files(target)
+    elif not _is_ours(beside):
+        raise Refused(
+            f"--out is {out or target.name!r}, beside which {beside} would be written, and that is a file of another "
+            f"kind already; give another name, such as --out {target.with_stem(target.stem + '_network')}."
+        )
     predictor = load(run)
     inputs, stored, origin = _examples(Path(run), predictor, data)
     allowed = (5e-2 if predictor.described["precision"] == "bfloat16" else 1e-4) * (1 + float(np.abs(stored).max()))
@@ -58,7 +64,6 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
         target.mkdir(exist_ok=True)
     for name, content in exported.files.items():
         write_bytes(target / name if name else target, content)
-    beside = target / "kdjax.json" if not shape.suffix else target.with_suffix(".json")
     write_json(beside, about(predictor))
     size = sum(len(content) for content in exported.files.values()) / 2**20
     return [
@@ -67,6 +72,17 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
         "",
         *("    " + line for line in shape.lines(target, predictor)),
     ]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nothing is lost by writing what an export says of itself: nothing is there, or an earlier export's."""
+    try:
+        said = read_json(path)
+    except FileNotFoundError:
+        return True
+    except (Damaged, OSError):
+        return False
+    return isinstance(said, dict) and said.keys() >= {"kdjax", "model"}
 
 
 def _refuse_files(folder: Path) -> None:

@@ -137,6 +137,19 @@ def test_export_refuses(runs, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["other.npz"]
 
 
+def test_export_leaves_other_files_alone(runs, tmp_path, capsys):
+    """The JSON of a calibrator, and whatever is no export's own."""
+    _, _, student, data = runs
+    for content in ('{"kind": "kdjax calibrator", "method": "temperature"}', "[]", "{"):
+        (tmp_path / "c1.json").write_text(content)
+        assert main(["export", str(student), f"--data={data}", "--out=c1.safetensors", "--format=safetensors"]) == 2
+        assert "c1.json would be written, and that is a file of another kind" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["c1.json"]
+        assert (tmp_path / "c1.json").read_text() == content
+    for _ in range(2):
+        assert main(["export", str(student), f"--data={data}", "--out=c2.safetensors", "--format=safetensors"]) == 0
+
+
 def test_a_convolution_with_statistics_is_exported_for_any_batch():
     model = models.build("conv_tiny", num_classes=3)
     prepare, shape = Normalize((0.5,), (0.2,), 255.0), jax.ShapeDtypeStruct((1, 8, 8, 1), np.uint8)

@@ -196,6 +196,8 @@ def test_apply_and_compare_refuse(tmp_path, monkeypatch, capsys):
     npz(tmp_path / "probs.npz", probs=PROBS, labels=LABELS)
     npz(tmp_path / "other.npz", logits=LOGITS, labels=LABELS[::-1])
     npz(tmp_path / "two.npz", logits=LOGITS[:, :2], labels=LABELS % 2)
+    npz(tmp_path / "z.npz", logits=LOGITS)
+    np.save(tmp_path / "y.npy", LABELS)
     (tmp_path / "bad.json").write_text('{"kind": "kdjax calibrator"}')
     capsys.readouterr()
     for arguments, sentence in (
@@ -204,6 +206,8 @@ def test_apply_and_compare_refuse(tmp_path, monkeypatch, capsys):
         (["apply", "x.npz", "x.npz", "--out=y.npz"], "is not a calibrator"),
         (["apply", "calibrator.json", "two.npz", "--out=y.npz"], "has 2 classes and the calibrator 3"),
         (["apply", "calibrator.json", "probs.npz", "--out=y.npz"], "vector scaling does not take for the same"),
+        (["apply", "calibrator.json", "x.npz", "--out=./x.npz"], "which is read as well .*--out x_calibrated.npz"),
+        (["apply", "calibrator.json", "z.npz", "--labels=y.npy", "--out=y.npy"], "'y.npy', which is read as well"),
         (["compare", "x.npz", "other.npz"], "labels, the first at example"),
         (["compare", "x.npz", "two.npz"], r"shape \[60, 3\] and two.npz \[60, 2\]"),
         (["audit", "x.npz", "--bins=0"], "'0' is no integer from 1"),
