@@ -20,7 +20,7 @@ from safetensors.numpy import save
 import kdjax
 from kdjax import huggingface, variables
 from kdjax.cli import export_onnx
-from kdjax.errors import Refused, literal
+from kdjax.errors import Refused, literal, printable
 from kdjax.models.transformer_names import Architecture, named
 from kdjax.predictor import Predictor
 from kdjax.programs import Program
@@ -72,7 +72,17 @@ def _stablehlo(predictor: Predictor, right: Callable, inputs: PyTree) -> Exporte
 
     (batch,) = jax.export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), predictor.inputs)
-    exported = jax.export.export(Program(network).jitted, platforms=PLATFORMS)(shapes)
+    try:
+        exported = jax.export.export(Program(network).jitted, platforms=PLATFORMS)(shapes)
+    except Refused:
+        raise
+    except Exception as error:  # the network ran for one example: what it raises now, of every kind, is of the batch
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise Refused(
+            f"the network {predictor.described['model']!r} cannot be written for batches of any size "
+            f"({printable(reason, 200)}); write x.shape[0] where it has len(x) or a number of its own, or type "
+            "--format safetensors."
+        ) from error
     try:
         content = bytes(exported.serialize())
     except ImportError as error:

@@ -77,6 +77,29 @@ class Grouped(nn.Module):
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
+class OfOneSize(nn.Module):
+    """A network that asks for the size of its batch as a Python number."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+def test_a_network_of_one_batch_size_is_refused_in_a_sentence():
+    model, shape = models.linen(OfOneSize(3)), jax.ShapeDtypeStruct((1, 4, 4, 2), np.uint8)
+    prepare = Normalize((0.5,), (0.2,), 255.0)
+    variables = model.init(jax.random.key(0), prepare(np.ones((1, 4, 4, 2), np.uint8)))
+    described = {"model": "one_size", "label_names": [], "temperature": 2.0, "num_classes": 3}
+    predictor = Predictor(model, variables, prepare, described, shape)
+    with pytest.raises(
+        Refused, match=r"'one_size' cannot be .*\(\w+: .*x.shape\[0\] .*--format safetensors"
+    ) as refusal:
+        export_formats.FORMATS["stablehlo"].make(predictor, lambda z: True, None)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.slow
 def test_onnx_is_taken_where_its_logits_are_right_and_refused_where_they_are_not():
     model, shape = models.linen(Grouped(3)), jax.ShapeDtypeStruct((1, 4, 4, 2), np.uint8)
