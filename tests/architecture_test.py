@@ -69,6 +69,7 @@ FLOORS = {
     "signing": 4,
     "variables": 4,
     "register": 5,
+    "outside": 5,
     "runs": 5,
     "stage_text": 5,
     "ray_cluster": 5,

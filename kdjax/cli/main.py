@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from kdjax import console, files
+from kdjax import console, files, outside
 from kdjax.errors import Refused, literal, printable
 
 EXIT_REFUSED, EXIT_INTERNAL, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 75
@@ -159,16 +158,8 @@ def _command(commands: argparse._SubParsersAction, name: str, run: Callable, pur
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-    help_text = "import a module first that registers methods, models or data sets of your own"
+    help_text = "import first what registers methods, models or data sets of your own: A, or A,B"
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=help_text)
-
-
-def _imported(modules: list[str]) -> None:
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise Refused(f"--import={module} cannot be imported ({error}).") from error
 
 
 def _reading(parser: argparse.ArgumentParser) -> None:
@@ -214,14 +205,14 @@ def _audit(a: argparse.Namespace) -> list[str]:
 def _calibrate(a: argparse.Namespace) -> list[str]:
     from kdjax.cli.calibrate import calibrate
 
-    _imported(a.modules)
+    outside.imports(a.modules)
     return calibrate(a.fit, a.test, a.out, a.methods, _how(a))
 
 
 def _apply(a: argparse.Namespace) -> list[str]:
     from kdjax.cli.apply import apply
 
-    _imported(a.modules)
+    outside.imports(a.modules)
     return apply(a.calibrator, a.file, a.out, _how(a))
 
 
@@ -246,7 +237,7 @@ def _prepare(a: argparse.Namespace) -> list[str]:
 def _export(a: argparse.Namespace) -> list[str]:
     from kdjax.cli.export import export
 
-    _imported(a.modules)
+    outside.imports(a.modules)
     return export(a.run, a.format, a.out, a.data)
 
 

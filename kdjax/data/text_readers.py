@@ -95,7 +95,7 @@ def read_table(
     *,
     text_columns: Sequence[str] = ("text",),
     label_column: str = "label",
-    own: bool = False,
+    by_option: bool = False,
     pool: bool = False,
 ) -> tuple[list[str], list[Any]]:
     """(texts, labels) of a `.jsonl`, `.csv` or `.tsv`, UTF-8, packed by gzip or xz or not; tables have a header.
@@ -103,7 +103,7 @@ def read_table(
     Several text columns are joined by a full stop.
 
     Args:
-      own: the columns were named by options of the data set `text`, which the sentence of a missing one then says.
+      by_option: the columns were named by options of the data set `text`, and the sentence of a missing one says so.
       pool: splits are drawn from the file, so that a column `split`, in whatever case, is refused.
 
     Raises:
@@ -126,7 +126,7 @@ def read_table(
                 for column in (*text_columns, label_column):
                     if row.get(column) is None:
                         option = "label_column" if column == label_column else "text_column"
-                        hint = _hint(row, column, {*text_columns, label_column}, option if own else "")
+                        hint = _hint(row, column, {*text_columns, label_column}, option if by_option else "")
                         raise Refused(f"{path} has no {column!r} in line {line}; {hint}")
                 parts, label = [row[column] for column in text_columns], row[label_column]
                 if (
@@ -242,7 +242,7 @@ def read_own(
             "or one file: correct data.path."
         )
     read = {
-        what: read_table(file, text_columns=[text_column], label_column=label_column, own=True, pool=file == root)
+        what: read_table(file, text_columns=[text_column], label_column=label_column, by_option=True, pool=file == root)
         for what, file in files.items()
     }
     every = [label for _, labels in read.values() for label in labels]

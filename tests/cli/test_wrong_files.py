@@ -173,7 +173,28 @@ CALIBRATE = {
     "test is fit": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--test=x.npz"], "hold the same examples"),
     "test of other K": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--test=y.npz"], "has 3 classes .* has 2"),
     "flag": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--bin=3"], "unrecognized arguments: --bin=3; see kdjax"),
-    "import": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--import=no_such"], "cannot be imported"),
+    "import": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--import=no_such"], "no module of that name"),
+    "import file": (
+        lambda p: npz(p, logits=LOGITS, labels=LABELS),
+        ["--import=./my.py"],
+        "is './my.py'; expected the name of a module: type --import=my\\.$",
+    ),
+    "import nothing": (
+        lambda p: npz(p, logits=LOGITS, labels=LABELS),
+        ["--import="],
+        "is ''; expected .* such as my_m",
+    ),
+    "import above": (lambda p: npz(p, logits=LOGITS, labels=LABELS), ["--import=../x"], "is '../x'; .* such as my_m"),
+    "import raises": (
+        lambda p: (p.parent / "broken_import.py").write_text("1 / 0") and npz(p, logits=LOGITS, labels=LABELS),
+        ["--import=json,broken_import"],
+        "--import=broken_import failed in broken_import.py, line 1, with ZeroDivisionError",
+    ),
+    "import no Python": (
+        lambda p: (p.parent / "broken_syntax.py").write_text("def") and npz(p, logits=LOGITS, labels=LABELS),
+        ["--import=broken_syntax"],
+        "--import=broken_syntax failed with SyntaxError",
+    ),
 }
 
 
