@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax import data, models, objectives, posthoc
-from kdjax.errors import Refused, nearest
+from kdjax.errors import OUTSIDE, Refused, nearest
 from kdjax.recipes import Data, Distill, Recipe
 from kdjax.settings import Settings
 
@@ -158,7 +158,7 @@ def roles(arg: str, presets: Mapping[str, Mapping[str, Any]] = {}) -> list[tuple
             field = "recipe.student.distill.posthoc"
         else:
             known = [*presets, *objectives.METHODS, *posthoc.POSTHOC, *models.MODELS, *data.SOURCES]
-            raise Refused(f"{name!r} in the config string {arg!r} is no known name; {nearest(name, known)}")
+            raise Refused(f"{name!r} in the config string {arg!r} is no known name; {nearest(name, known)} {OUTSIDE}")
         early = [other for other, taken in named if taken.startswith("recipe.student.distill")]
         if field.endswith(".model") and early:
             rest = [word for word in words if word not in early]

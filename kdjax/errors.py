@@ -35,15 +35,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}."
 
 
-def one_of(what: str, value: str, known: Iterable[str]) -> str:
+OUTSIDE = "One of your own? Type --import MODULE, or in Python import it first."
+"""The end of a sentence on a name that `kdjax.register` could have made known."""
+
+
+def one_of(what: str, value: str, known: Iterable[str], *, registered: bool = False) -> str:
     """Returns `value` if it is one of `known`.
+
+    Args:
+      registered: code from outside the package may have such names too, which the sentence then says.
 
     Raises:
       Refused: naming the nearest known values.
     """
     names = list(known)
     if value not in names:
-        raise Refused(f"{what} is {value!r}, which does not exist; {nearest(str(value), names)}")
+        hint = f"{nearest(str(value), names)}{f' {OUTSIDE}' * registered}"
+        raise Refused(f"{what} is {value!r}, which does not exist; {hint}")
     return value
 
 

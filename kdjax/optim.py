@@ -71,6 +71,27 @@ def schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps])
 
 
+def check_milestones(whose: str, milestones: tuple[float, ...], epochs: int) -> None:
+    """Refuses milestones outside the run; those of a longer one, whose epochs alone were changed, with others to type.
+
+    Args:
+      whose: in the sentence, "the student's".
+
+    Raises:
+      Refused: naming the epochs.
+    """
+    for milestone in milestones:
+        if milestone < epochs:
+            within("optimizer.milestones", milestone, 0, epochs, open_low=True, open_high=True)
+    if milestones and not max(milestones) < epochs:
+        # In proportion, and the last one where three quarters of the run are over.
+        scaled = tuple(float(f"{0.75 * epochs * m / max(milestones):.4g}") for m in milestones)
+        raise Refused(
+            f"{whose} optimizer.milestones is {milestones} and its epochs is {epochs}; expected epochs in "
+            f"(0, {epochs}): where you set epochs, set optimizer.milestones too, to {scaled} perhaps."
+        )
+
+
 def check_times(
     schedule: str, milestones: tuple[float, ...], warmup: float, length: float, *, unit: str = "steps"
 ) -> None:

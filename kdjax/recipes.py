@@ -169,7 +169,7 @@ class Distill:
                 "weights=() to use alpha."
             )
         if self.posthoc:
-            one_of("distill.posthoc", self.posthoc, posthoc.POSTHOC)
+            one_of("distill.posthoc", self.posthoc, posthoc.POSTHOC, registered=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +248,8 @@ class Recipe:
 
     def _check_times(self) -> None:
         within("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0, self.epochs, open_high=True)
-        for milestone in self.optimizer.milestones:
-            within("optimizer.milestones", milestone, 0, self.epochs, open_low=True, open_high=True)
+        whose = "the student's" if self.distill is not None else f"the {self.model!r} recipe's"
+        optim.check_milestones(whose, self.optimizer.milestones, self.epochs)
         times = self.optimizer.milestones, self.optimizer.warmup_epochs, self.epochs
         optim.check_times(self.optimizer.schedule, *times, unit="epochs")
 

@@ -129,7 +129,7 @@ def test_alpha_beside_weights_is_refused():
 @pytest.mark.parametrize(
     ("arg", "sentence"),
     [
-        ("mdcaa", "'mdcaa' .* did you mean mdca"),
+        ("mdcaa", r"'mdcaa' .* did you mean mdca.*\? One of your own\? Type --import MODULE"),
         ("wrn_40_2,kdd", "'kdd'"),
         ("conv,conv,conv", "three networks"),
         (

@@ -16,7 +16,7 @@ from kdjax import console, data, transforms, workers
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
-from kdjax.recipes import Data, Optimizer, Recipe, from_dict
+from kdjax.recipes import Data, Distill, Optimizer, Recipe, from_dict
 from kdjax.runs import run_all
 from kdjax.stages import Stage
 from tests import tiny
@@ -111,7 +111,11 @@ CASES = {
     "noise": (lambda: {"data": Data(noise=float("inf"))}, r"data\.noise is inf; expected a finite number"),
     "late milestone": (
         lambda: {"optimizer": Optimizer(milestones=(100.0,), **STEPS)},
-        r"milestones is 100.0; .* in \(0, 2\)",
+        r"the 'mlp' recipe's optimizer.milestones is \(100.0,\) and its epochs is 2; expected epochs in \(0, 2\)",
+    ),
+    "late milestones of a student": (
+        lambda: {"optimizer": Optimizer(milestones=(100.0, 150.0), **STEPS), "distill": Distill("kd")},
+        r"the student's optimizer.milestones is \(100.0, 150.0\) .* to \(1.0, 1.5\) perhaps",
     ),
     "early milestone": (
         lambda: {"optimizer": Optimizer(milestones=(-1.0,), **STEPS)},

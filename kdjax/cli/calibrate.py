@@ -98,7 +98,7 @@ def _methods(given: str, fitting: Predictions) -> list[str]:
     if not given:
         num_classes = fitting.logits.shape[1]
         return [m for m in METHODS if m != "dirichlet" or num_classes <= _MOST_FOR_DIRICHLET]
-    return [one_of("--methods", name.strip(), posthoc.POSTHOC) for name in given.split(",")]
+    return [one_of("--methods", name.strip(), posthoc.POSTHOC, registered=True) for name in given.split(",")]
 
 
 def _fitted(method: str, logits: np.ndarray, labels: np.ndarray) -> Calibrator:

@@ -28,7 +28,7 @@ from kdjax.data.images import Decode
 from kdjax.data.lazy import gather
 from kdjax.data.records import Prepared, read_lazily, read_split
 from kdjax.data.source import Source, streams
-from kdjax.errors import Refused, nearest
+from kdjax.errors import OUTSIDE, Refused, nearest
 
 
 def default_data_dir(data_dir: str | os.PathLike | None = None) -> Path:
@@ -112,7 +112,7 @@ def check_name(name: str, data_dir: str | os.PathLike | None, sources: Collectio
         raise _absent(name, base, folder)
     if difflib.get_close_matches(base, {*near, *known}, n=1, cutoff=0.5):
         near |= known
-    raise Refused(f"data set {name!r} is unknown; {nearest(base, near)}")
+    raise Refused(f"data set {name!r} is unknown; {nearest(base, near)} {OUTSIDE}")
 
 
 def describe(name: str, data_dir: Path, *, any_size: bool = False, text_label: str = "") -> Prepared:

@@ -185,7 +185,7 @@ def _entry(name: str) -> Entry:
             "kdjax.models.register, or to task(recipe, dataset, model=kdjax.models.linen(...))."
         )
     entry = MODELS.get(name) or _parse(name)
-    return MODELS[one_of("model", name, MODELS)] if entry is None else entry
+    return MODELS[one_of("model", name, MODELS, registered=True)] if entry is None else entry
 
 
 @functools.lru_cache(maxsize=256)

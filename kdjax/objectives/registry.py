@@ -27,7 +27,7 @@ def options(name: str) -> dict[str, Any]:
     Raises:
       Refused: an unknown method, with the nearest names.
     """
-    one_of("method", name, METHODS)
+    one_of("method", name, METHODS, registered=True)
     parameters = inspect.signature(METHODS[name].build).parameters.values()
     return {p.name: p.default for p in parameters}
 
@@ -48,7 +48,7 @@ def checked(name: str, given: Mapping[str, Any], role: str | None = None) -> Opt
         raise Refused(
             f"{name!r} is a {METHODS[name].role} and stands where a {role} is expected; known: {', '.join(names)}."
         )
-    one_of(role or "method", name, names)
+    one_of(role or "method", name, names, registered=True)
     parts = getattr(METHODS[name].build, "composed", {})
     functions = {option: value for option, value in given.items() if option in parts and callable(value)}
     typed = {option: value for option, value in given.items() if option not in functions}

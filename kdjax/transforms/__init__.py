@@ -155,7 +155,7 @@ def register(name: str, factory: Callable[..., Transform], kind: str = "any", ve
 
 def version(name: str) -> str:
     """What stands for the code of a transform from outside the package in a stage's id; "" for the package's own."""
-    return TRANSFORMS[one_of("transform", name, TRANSFORMS)].version
+    return TRANSFORMS[one_of("transform", name, TRANSFORMS, registered=True)].version
 
 
 def names(entries: Sequence[Entry]) -> list[str]:
@@ -189,7 +189,7 @@ def build(entries: Sequence[Entry], *, num_classes: int | None = None, kind: str
 
 def _make(entry: Entry, num_classes: int | None, kind: str | None) -> Transform:
     name, options = _parse(entry)
-    factory, kinds, _ = TRANSFORMS[one_of("transform", name, TRANSFORMS)]
+    factory, kinds, _ = TRANSFORMS[one_of("transform", name, TRANSFORMS, registered=True)]
     if kind is not None and kind not in kinds:
         others = [other for other, registered in TRANSFORMS.items() if kind in registered.kinds]
         raise Refused(

@@ -105,6 +105,13 @@ def test_a_run_is_loaded_with_the_defaults_of_its_day(runs, monkeypatch):
     np.testing.assert_array_equal(kdjax.load(student).predict(images), expected)
 
 
+def test_a_forgotten_import_is_named(runs, monkeypatch, capsys):
+    _, _, student, _ = runs
+    monkeypatch.delitem(models.MODELS, "mlp")
+    assert main(["export", str(student)]) == 2
+    assert re.search(r"model is 'mlp', which does not exist; .*Type --import MODULE", capsys.readouterr().err)
+
+
 def test_safetensors_holds_the_variables_and_what_they_mean(runs, capsys):
     _, _, student, _ = runs
     assert main(["export", str(student), "--format=safetensors"]) == 0
