@@ -229,6 +229,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             assert np.ptp(session["states"][loop, "adafocal"].gamma) > 0, "refresh has moved the bins apart"
             counts = np.asarray(session["states"][loop, "crl"].counts)
             assert counts.max() == session["EPOCHS"] and 0 < counts.mean() < session["EPOCHS"], "every example counted"
+    if page.name == "extending.md":
+        assert cli.main(["export", str(session["stage"].directory(Path("runs")))]) == 0, "a reader's own network"
     if page.name == "README.md":
         printed = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
         assert printed["top1"] > 0.8 and 0 <= printed["ece"] < 0.2
