@@ -120,7 +120,7 @@ def _refuse_misnamed(root: Path, folders: list[str]) -> None:
             continue
         raise Refused(
             f"{root} has a folder {name!r} of class folders, which is neither a split nor a class; expected the names "
-            f"train, test and val, as they stand here: rename {name} to {wanted}."
+            f"train, test and val, as they stand here: rename {name} to {wanted}, or take it away."
         )
 
 
