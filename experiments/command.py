@@ -14,8 +14,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -24,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import choose, choose_data, roles
-from experiments import loading
+from experiments import loading, words
 from kdjax import starts, worker_count
 from kdjax.data.text import READERS
 from kdjax.errors import Refused, nearest, one_of
@@ -135,14 +133,15 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
       Refused: whatever is wrong with the words, in one sentence.
     """
     values = defined()
-    argv = [_underscored(word, values) for word in argv]
-    modules = loading.imports(flag_values(argv, "import"))
+    argv = [words.underscored(word, values) for word in argv]
+    modules = loading.imports(words.flag_values(argv, "import"))
     registered = len(REGISTERED)
-    path, _, names = [default, *flag_values(argv, "config")][-1].strip().partition(":")
+    path, _, names = [default, *words.flag_values(argv, "config")][-1].strip().partition(":")
     module = loading.load(path)
     config = configuration(module, path, names)
-    typed = {field: f"--config.{field}" for field in _fields(argv)}
-    teachers = {"teacher": "--teacher"} if flag_values(argv, "teacher") else {}
+    _ours(config, path, default)
+    typed = {field: f"--config.{field}" for field in words.fields(argv)}
+    teachers = {"teacher": "--teacher"} if words.flag_values(argv, "teacher") else {}
     named = {field: f"{name!r} in the config string" for name, field in roles(names, presets(module)) if field}
     for field, word in {**named, **typed, **teachers}.items():
         for subtree, remedy in ignored.items():
@@ -153,9 +152,10 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         _free_options(argv, config)
         for field in typed:
             _known(field, config)
+            _once(field, config, argv)
         if config.run.workdir == Settings.workdir:
             config.run.workdir = workdir
-    rest = without(argv, "config", "import")
+    rest = words.without(argv, "config", "import")
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[*rest])
         left = values([*rest])
@@ -193,7 +193,7 @@ def read(argv: Sequence[str], *, default: str, workdir: str = "runs", ignored: M
         executor=executor,
         imports=modules,
         fields={**named, **typed},
-        text=" ".join([program(), *map(_quoted, without(argv[1:], *PLACES))]),
+        text=" ".join([words.program(), *map(words.quoted, words.without(argv[1:], *PLACES))]),
     )
 
 
@@ -214,49 +214,24 @@ def presets(module: ModuleType) -> Mapping[str, Mapping[str, Any]]:
     return getattr(module, "PRESETS", {})
 
 
-def flag_values(argv: Sequence[str], name: str) -> list[str]:
-    """Every value given to a flag, as --name=value or --name value."""
-    pattern = re.compile(rf"--?{re.escape(name)}(?:=(.*))?", re.DOTALL)
-    values: list[str] = []
-    for position, word in enumerate(argv):
-        if match := pattern.fullmatch(word):
-            following = argv[position + 1] if position + 1 < len(argv) else ""
-            values.append(following if match[1] is None else match[1])
-    return values
-
-
-def _underscored(word: str, known: flags.FlagValues) -> str:
-    """--sign-with as --sign_with: absl has one spelling, people have two."""
-    name, equals, value = word.partition("=")
-    spelled = f"--{name.lstrip('-').replace('-', '_')}"
-    return f"{spelled}{equals}{value}" if name.startswith("--") and spelled[2:].removeprefix("no") in known else word
-
-
-def without(argv: Sequence[str], *names: str) -> list[str]:
-    """The words without those flags and their values."""
-    kept, skip = [], False
-    for word in argv:
-        flag, equals, _ = word.partition("=")
-        named = flag.startswith("-") and flag.lstrip("-") in names
-        if not skip and not named:
-            kept.append(word)
-        skip = named and not equals
-    return kept
-
-
-def _fields(argv: Sequence[str]) -> list[str]:
-    """The dotted fields that are typed, in order."""
-    matches = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in argv)
-    return [match[1] for match in matches if match]
+def _ours(config: ConfigDict, path: str, default: str) -> None:
+    """Refuses the configuration of another experiment, which lacks what this one reads."""
+    ours = default.partition(":")[0]
+    expected = {} if path == ours else loading.load(ours).get_config().recipe
+    if missing := [name for name in expected if name not in config.recipe]:
+        raise Refused(
+            f"{path} has no config.recipe.{missing[0]}, which this experiment reads; is it that of another experiment? "
+            f"Type --config={default}, or a configuration that has what {ours} has."
+        )
 
 
 def _choices(argv: Sequence[str], config: ConfigDict) -> None:
     """Methods and the data set chosen by flag, each with what its name stands for."""
-    for name in flag_values(argv, "config.recipe.data.name")[-1:]:
+    for name in words.flag_values(argv, "config.recipe.data.name")[-1:]:
         if name != config.recipe.data.name:
             choose_data(config, name)
     for field in METHODS:
-        for name in flag_values(argv, f"config.{field}")[-1:]:
+        for name in words.flag_values(argv, f"config.{field}")[-1:]:
             part = config[field.removesuffix(".method")]
             if name and name != part.method:
                 choose(part, name)
@@ -264,14 +239,22 @@ def _choices(argv: Sequence[str], config: ConfigDict) -> None:
 
 def _free_options(argv: Sequence[str], config: ConfigDict) -> None:
     """Makes room for typed options of a network or a data set; which there are, the network or the source says."""
-    for field in _fields(argv):
-        if match := re.fullmatch(r"(recipe\.(?:teacher|student)\.model_options|recipe\.data\.options)\.(\w+)", field):
-            text = flag_values(argv, f"config.{field}")[-1]
-            try:
-                value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                value = text
-            config[match[1]][match[2]] = value
+    for field in words.fields(argv):
+        place, _, name = field.rpartition(".")
+        set_of = re.fullmatch(r"recipe\.sizes\.(\w+)(?:\.options)?\.\w+", field)
+        if set_of and "sizes" in config.recipe and set_of[1] in READERS:
+            of_set = config.recipe.sizes.setdefault(set_of[1], ConfigDict())
+            part = of_set.setdefault("options", ConfigDict()) if place.endswith(".options") else of_set
+            if name in part:
+                continue
+        elif not re.fullmatch(r"recipe\.((teacher|student)\.model_options|data\.options)\.\w+", field):
+            continue
+        text = words.flag_values(argv, f"config.{field}")[-1]
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        config[place][name] = value
 
 
 def _folders(given: Mapping[str, str], config: ConfigDict) -> None:
@@ -288,28 +271,29 @@ def _folders(given: Mapping[str, str], config: ConfigDict) -> None:
             data.options.tokenizer = part.init
 
 
+def _once(field: str, config: ConfigDict, argv: Sequence[str]) -> None:
+    """Refuses a list that is typed twice: the second would be appended to the first."""
+    values, part = words.flag_values(argv, f"config.{field}"), config
+    if len(values) > 1 and "[" not in field:
+        for name in field.split("."):
+            part = part[name]
+        if isinstance(part, tuple | list):
+            once = f"expected once, with all values: --config.{field}={values[-1]}"
+            raise Refused(f"--config.{field} is typed {len(values)} times; {once}.")
+
+
 def _known(field: str, config: ConfigDict) -> None:
     """Refuses a field that the configuration does not have."""
     part: Any = config
+    owner: Any = None
     for name in re.sub(r"\[.*", "", field).split("."):
         if not isinstance(part, ConfigDict) or name not in part:
             where = f"config.{field}"
             keys = [*part] if isinstance(part, ConfigDict) else []
-            if field.rpartition(".")[0].endswith("options") and isinstance(part, ConfigDict):
-                method = config[field.partition(".options")[0]].method
+            if isinstance(owner, ConfigDict) and "method" in owner and part is owner.get("options"):
+                method = owner.method
                 hint = nearest(name, keys) if keys else "it has none."
                 raise Refused(f"{where}: the method {method!r} has no option {name!r}; {hint}")
             hint = nearest(name, keys) if keys else "it holds no further fields."
             raise Refused(f"{where}: the configuration has no field {name!r}; {hint}")
-        part = part[name]
-
-
-def _quoted(word: str) -> str:
-    """The word as a shell reads it back, in double quotes where it holds single ones."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
-
-
-def program() -> str:
-    """`python -m experiments.NAME`, as the running module was started."""
-    specification = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {specification.name if specification else 'experiments'}"
+        owner, part = part, part[name]

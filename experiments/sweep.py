@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import command, common, tables
+from experiments import command, common, tables, words
 from experiments.command import Command
 from experiments.sheets import Sheet
 from experiments.tables import Row
@@ -48,9 +48,9 @@ def read(argv: Sequence[str], **how: Any) -> Sweep:
         twice, set elsewhere as well, or that is no part of a recipe; more than `MOST` combinations.
     """
     fields = [match[1] for word in argv if (match := re.match(r"--?sweep\.([^=]+)", word))]
-    plain = command.without(argv, *(f"sweep.{field}" for field in fields))
+    plain = words.without(argv, *(f"sweep.{field}" for field in fields))
     given = command.read(plain, **how)
-    crossed = {field: _values(field, command.flag_values(argv, f"sweep.{field}")) for field in fields}
+    crossed = {field: _values(field, words.flag_values(argv, f"sweep.{field}")) for field in fields}
     if not crossed:
         raise Refused("nothing is crossed; type for instance --sweep.recipe.student.distill.options.T=1,2,4.")
     for field in crossed:
@@ -64,11 +64,11 @@ def read(argv: Sequence[str], **how: Any) -> Sweep:
     names = _short(list(crossed))
     cells = {}
     for values in combinations:
-        words = [f"--config.{field}={value}" for field, value in zip(crossed, values, strict=True)]
+        typed = [f"--config.{field}={value}" for field, value in zip(crossed, values, strict=True)]
         name = ", ".join(f"{short}={value}" for short, value in zip(names, values, strict=True))
-        cells[name] = command.read([*plain, *words], **how)
+        cells[name] = command.read([*plain, *typed], **how)
     base = {field.name: getattr(given, field.name) for field in dataclasses.fields(Command)}
-    text = " ".join([command.program(), *command.without(argv[1:], *command.PLACES)])
+    text = " ".join([words.program(), *words.without(argv[1:], *command.PLACES)])
     return Sweep(**{**base, "text": text}, crossed=crossed, cells=cells)
 
 

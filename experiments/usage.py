@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import command, loading
+from experiments import command, loading, words
 
 HELP = ("-h", "--h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort")
 
@@ -18,8 +18,8 @@ def help_text(argv: Sequence[str], documentation: str, *, default: str, workdir:
     Raises:
       Refused: what `read` refuses about imports and the configuration.
     """
-    loading.imports(command.flag_values(argv, "import"))
-    path, _, names = [default, *command.flag_values(argv, "config")][-1].partition(":")
+    loading.imports(words.flag_values(argv, "import"))
+    path, _, names = [default, *words.flag_values(argv, "config")][-1].partition(":")
     module = loading.load(path)
     config = command.configuration(module, path, names)
     sizes = ", ".join(command.presets(module)) or "none"
