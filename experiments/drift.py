@@ -12,6 +12,7 @@ against that of another data set. Sizes are described in configs/drift.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from experiments.sheets import Line, Sheet
 from experiments.shifts import Shifts, foreign, shifts
 from experiments.tables import Finished, Row, values
 from kdjax import metrics, report
-from kdjax.files import read_json, write_json
+from kdjax.files import Damaged, canonical, read_json, write_json
 
 IGNORED = transfer.IGNORED
 COLUMNS = (
@@ -102,8 +103,10 @@ def measure(
         files[name, stage] = folder / "drift" / f"{stage}{row.posthoc and f'_{row.posthoc}'}.json"
     made: dict[tuple[str, str], dict[str, Any]] = {}
     for cell, path in files.items():
-        content = read_json(path) if path.is_file() else {}
-        if isinstance(content, dict) and content.get("of") == of:
+        content: Any = {}
+        with contextlib.suppress(Damaged, FileNotFoundError):  # only kept to save time: a damaged one is made again
+            content = read_json(path)
+        if isinstance(content, dict) and content.get("of") == of and content.get("sha256") == _digest(content):
             made[cell] = content["measured"]
     todo = [cell for cell in cells if cell not in made]
     if not todo:
@@ -122,8 +125,14 @@ def measure(
             made[cell]["ood"] = metrics.ood(*(metrics.msp(change[cell](z)) for z in (known, logits[cell[1]])))
     (folder / "drift").mkdir(exist_ok=True)
     for cell in todo:
-        write_json(files[cell], {"of": of, "measured": made[cell]})
+        sealed = {"of": of, "measured": made[cell]}
+        write_json(files[cell], {**sealed, "sha256": _digest(sealed)})
     return made  # type: ignore[return-value]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """What seals a kept file: the hash of all of it but the hash."""
+    return hashlib.sha256(canonical({key: content[key] for key in content if key != "sha256"}).encode()).hexdigest()
 
 
 def scores(logits: np.ndarray, label: np.ndarray) -> dict[str, float]:

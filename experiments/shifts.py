@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from kdjax import stages
 from kdjax.data.images import area_means
 from kdjax.data.lazy import in_memory
 from kdjax.errors import Refused, one_of
+from kdjax.options import integer
 from kdjax.recipes import Data
 from kdjax.types import Dataset, Split
 
@@ -79,7 +82,8 @@ class Shifts(NamedTuple):
         """What the shifted images depend on, as a hash."""
         about = [*self.kinds, self.dataset.fingerprint, str(self.seed), str(corruptions.VERSION)]
         if self.folder is not None:
-            about += [f"{kind} {(self.folder / f'{kind}.npy').stat().st_size}" for kind in self.kinds]
+            files = [self.folder / f"{name}.npy" for name in ("labels", *self.kinds)]
+            about += [f"{path.name} {_hashed(path, path.stat().st_mtime_ns)}" for path in files]
         return hashlib.sha256("\n".join(about).encode()).hexdigest()
 
     def sentence(self) -> str:
@@ -96,7 +100,8 @@ def shifts(config: ConfigDict) -> Shifts:
     """The shifts of `config.recipe.shift` on the test split of `config.recipe.data`.
 
     Raises:
-      Refused: an unknown corruption, with the nearest; a folder that is absent or holds other files; no images.
+      Refused: an unknown corruption, with the nearest; a folder that is absent or holds other files; no images; a
+        seed below 0.
     """
     which = common.recipe(config, "teacher", 0).data
     dataset, given = stages.dataset(which), config.recipe.shift
@@ -108,11 +113,13 @@ def shifts(config: ConfigDict) -> Shifts:
         known = [kind for kind in PUBLISHED if kind in stored] if not given.corruptions else stored
         if not known:
             raise Refused(f"{folder} holds none of {', '.join(PUBLISHED)} as .npy; {WHERE}.")
+    integer(0)("config.recipe.shift.seed", given.seed)
     kinds = tuple(one_of("config.recipe.shift.corruptions", kind, known) for kind in given.corruptions) or (*known,)
     made = Shifts(kinds, dataset, which, folder, int(given.seed))
     if folder is None:
         corruptions.corrupted(_images(dataset.test)[:1], kinds[0], 1)
         return made
+    _of_this_set(folder, label, which)
     shape = _images(dataset.test).shape[1:]
     for kind in kinds:
         try:
@@ -149,6 +156,25 @@ def foreign(config: ConfigDict, test: Dataset) -> np.ndarray | None:
             f"{test.name}'s are {ours.dtype} {list(ours.shape[1:])}; name a data set of that size, or ''."
         )
     return images[: len(ours)]
+
+
+def _of_this_set(folder: Path, label: np.ndarray, which: Data) -> None:
+    """Refuses labels that are not those of all classes of the data set, before anything is trained for them."""
+    classes = stages.dataset(dataclasses.replace(which, classes=0)).num_classes
+    low, high = int(label.min()), int(label.max())
+    if (low, high) != (0, classes - 1):
+        raise Refused(
+            f"{folder / 'labels.npy'} holds labels from {low} to {high}; expected 0 to {classes - 1}, those of "
+            f"{which.name}; name the folder of that data set. {WHERE}."
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(path: Path, changed: int) -> str:
+    """The SHA-256 of a file, read again when it has changed since."""
+    del changed
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _images(split: Split) -> np.ndarray:

@@ -24,14 +24,12 @@ from experiments import (
     penultimate,
     projection,
     published,
-    shifts,
     table1,
     table2,
     tables,
     transfer,
 )
 from experiments.sheets import Line
-from kdjax import metrics
 from kdjax.errors import Refused
 from tests import tiny
 from tests.test_tables import words
@@ -258,94 +256,6 @@ def test_corruptions_by_hand():
         corruptions.corrupted(gray, "noize", 1)
     with pytest.raises(Refused, match="expected 1, 2, 3, 4 or 5"):
         corruptions.corrupted(gray, "noise", 0)
-
-
-# The published folders.
-
-
-def folder_of(path, images, label):
-    """Published form: severities one after the other, the n-th with n added to every pixel."""
-    path.mkdir()
-    np.save(path / "labels.npy", np.tile(label, 5))
-    for kind in ("fog", "snow"):
-        np.save(path / f"{kind}.npy", np.concatenate([images + n for n in range(1, 6)]))
-    return path
-
-
-@pytest.fixture
-def tiny_images(tmp_path):
-    """A configuration on uint8 images of a file of one's own, and its test split."""
-    rng = np.random.default_rng(0)
-    x, label = rng.integers(0, 200, (60, 8, 8, 3)).astype(np.uint8), np.arange(60) % 4
-    np.savez(tmp_path / "mine.npz", train_inputs=x, train_label=label, test_inputs=x[:20] + 1, test_label=label[:20])
-    config = drift_config.get_config()
-    with config.unlocked():
-        config.recipe.data.name, config.recipe.data.path = "arrays", str(tmp_path / "mine.npz")
-        config.recipe.data.num_classes = 4
-        config.recipe.shift.ood = ""
-    return config, x[:20] + 1, label[:20]
-
-
-def test_published_files_are_cut_into_severities(tmp_path, tiny_images):
-    config, images, label = tiny_images
-    config.recipe.shift.folder = str(folder_of(tmp_path / "C", images, label))
-    made = shifts.shifts(config)
-    assert made.kinds == ("snow", "fog") and "published C" in made.sentence()
-    shifted = {(shift.kind, shift.severity): shift for shift in made}
-    assert len(shifted) == 10
-    np.testing.assert_array_equal(shifted["fog", 3].images, images + 3)
-    np.testing.assert_array_equal(shifted["snow", 5].label, label)
-
-
-def test_files_that_are_not_published_ones_are_named(tmp_path, tiny_images):
-    config, images, label = tiny_images
-    folder = folder_of(tmp_path / "C", images, label)
-    config.recipe.shift.folder = str(folder)
-    np.save(folder / "snow.npy", np.zeros((100, 4, 4, 3), np.uint8))
-    with pytest.raises(Refused, match=r"snow.npy holds uint8 \[100, 4, 4, 3\]; expected uint8 images like those"):
-        shifts.shifts(config)
-    (folder / "snow.npy").write_bytes(b"<html>not found</html>")
-    with pytest.raises(Refused, match=r"snow.npy cannot be read as an array; fetch it again"):
-        shifts.shifts(config)
-    np.save(folder / "labels.npy", label[:7])
-    with pytest.raises(Refused, match=r"labels.npy holds int64 \[7\]; expected labels of 5 x N"):
-        shifts.shifts(config)
-
-
-def test_our_shifts_are_the_same_for_the_same_test_split(tiny_images):
-    config, _, label = tiny_images
-    made = shifts.shifts(config)
-    assert made.kinds == (*corruptions.KINDS,) and made.digest() == shifts.shifts(config).digest()
-    shift = next(iter(made))
-    assert (shift.kind, shift.severity) == ("noise", 1) and len(shift.images) == len(label)
-    config.recipe.shift.seed = 1
-    assert made.digest() != shifts.shifts(config).digest()
-
-
-def test_unknown_images_are_of_another_data_set_of_the_same_size(tiny_images, tmp_path, monkeypatch):
-    config, _, _ = tiny_images
-    test = shifts.shifts(config).dataset
-    assert shifts.foreign(config, test) is None
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    for name, sentence in (
-        ("cifar10", f"{tmp_path}.*prepare cifar10"),
-        ("cifar11", "did you mean cifar10"),
-        ("arrays", "the data set itself"),
-        ("digits", r"whose images are .*\[8, 8, 1\], and arrays's are uint8 \[8, 8, 3\]"),
-    ):
-        config.recipe.shift.ood = name
-        with pytest.raises(Refused, match=sentence):
-            shifts.foreign(config, test)
-
-
-def test_known_against_unknown_is_by_confidence():
-    summary = drift.summarized(
-        {"a 1": {"top1": 0.5, "ece": 0.1, "aurc": 0.2}, "b 1": {"top1": 0.3, "ece": 0.3, "aurc": 0.4}}
-        | {f"a {n}": {"top1": 0.1, "ece": 0.5, "aurc": 0.6} for n in range(2, 6)}
-        | {"ood": metrics.ood([0.9, 0.8], [0.1, 0.85])}
-    )
-    assert summary["ece_severity_1"] == pytest.approx(0.2) and summary["ece_b"] == pytest.approx(0.3)
-    assert summary["ood_auroc"] == pytest.approx(0.75) and summary["top1_shifted"] == pytest.approx(1.2 / 6)
 
 
 # Runs, of networks that take a second.
