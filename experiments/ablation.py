@@ -77,6 +77,12 @@ def run(given: Command) -> None:
         columns=[f"{T:g}" for T in config.recipe.T],
         xlabel="T",
         ylabel="α",
+        empty=[
+            (i, j)
+            for i, alpha in enumerate(config.recipe.alpha)
+            for j, T in enumerate(config.recipe.T)
+            if by_name[cell(T, alpha)].absent
+        ],
     )
     tables.publish(
         given,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,11 +19,30 @@ from matplotlib.transforms import Bbox
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
 MARKERS = "os^Dv*Px"
+DASHES = ("-", "--", ":", "-.")
+HATCHES = ("", "//", "..", "xx")
 STYLE: dict[str, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 LINE = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "in_layout": False}
 GAPS = (5, *range(12, 180, 7))
 """Between a point and its label, in points of 1/72 inch; a wider one where a narrower has no room."""
+
+
+class Look(NamedTuple):
+    """What tells a line, or a kind of points or bars, from the others; no two of 32 are alike in color and the rest."""
+
+    color: str
+    marker: str
+    dashes: str
+    hatch: str
+
+
+def _looks() -> Iterator[Look]:
+    """Looks without end: every color once, then again with the next marker, dashes and hatch."""
+    for k in itertools.count():
+        again, i = divmod(k, len(COLORS))
+        marker = MARKERS[(i + again) % len(MARKERS)]
+        yield Look(COLORS[i], marker, DASHES[again % len(DASHES)], HATCHES[again % len(HATCHES)])
 
 
 def file_name(*parts: str) -> str:
@@ -59,11 +78,20 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], *, yla
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(5.0, 1.1 * len(groups)), 3.6), layout="constrained")
         width = 0.8 / len(kinds)
-        for k, kind in enumerate(kinds):
+        for k, (kind, look) in enumerate(zip(kinds, _looks(), strict=False)):
             shown = [(i, np.asarray(v[kind])) for i, v in enumerate(groups.values()) if kind in v]
             at = [i + (k - (len(kinds) - 1) / 2) * width for i, _ in shown]
             sd = [v.std(ddof=1) if len(v) > 1 else 0.0 for _, v in shown]
-            axes.bar(at, [v.mean() for _, v in shown], width, yerr=sd, color=COLORS[k], label=kind, capsize=2)
+            axes.bar(
+                at,
+                [v.mean() for _, v in shown],
+                width,
+                yerr=sd,
+                color=look.color,
+                hatch=look.hatch,
+                label=kind,
+                capsize=2,
+            )
         axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
         axes.set(ylabel=ylabel)
         axes.set_title(_lines(title, figure), loc="left")
@@ -88,9 +116,9 @@ def scatter(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 4.4), layout="constrained")
         labels = []
-        for color, marker, (kind, labeled) in zip(COLORS, MARKERS, points.items(), strict=False):
+        for look, (kind, labeled) in zip(_looks(), points.items(), strict=False):
             x, y = zip(*labeled.values(), strict=True)
-            axes.scatter(x, y, color=color, marker=marker, label=kind)
+            axes.scatter(x, y, color=look.color, marker=look.marker, label=kind)
             labels += [axes.annotate(label, at, (0, 0), arrowprops=LINE, **LABEL) for label, at in labeled.items()]
         axes.margins(0.1)
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -141,12 +169,12 @@ def curves(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 4.0), layout="constrained")
         words = []
-        for color, (name, seeds) in zip(COLORS, lines.items(), strict=False):
+        for look, (name, seeds) in zip(_looks(), lines.items(), strict=False):
             values = np.asarray(seeds, float)
             mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
             x = np.arange(1, len(mean) + 1)
-            axes.plot(x, mean, color=color, label=name)
-            axes.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, mean, color=look.color, linestyle=look.dashes, label=name)
+            axes.fill_between(x, mean - sd, mean + sd, color=look.color, alpha=0.15, linewidth=0)
             words.append(f"{name} {mean[0]:.2f} at first, {mean[-1]:.2f} at last")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(_lines(title, figure), loc="left")
@@ -190,9 +218,11 @@ def series(
             axes.axhline(0.0, color="#666666", linewidth=0.8)
         if log:
             axes.set_xscale("log")
-        for color, marker, (name, points) in zip(COLORS, MARKERS, lines.items(), strict=False):
+        for look, (name, points) in zip(_looks(), lines.items(), strict=False):
             x, (y, low, high) = [*points], np.array([*points.values()]).T
-            axes.errorbar(x, y, (y - low, high - y), color=color, marker=marker, label=name, capsize=2, linewidth=1.2)
+            axes.errorbar(
+                x, y, (y - low, high - y), color=look.color, marker=look.marker, label=name, capsize=2, linewidth=1.2
+            )
         at = sorted({x for points in lines.values() for x in points})
         axes.set_xticks(at, [f"{x:g}" for x in at])
         axes.minorticks_off()
@@ -220,8 +250,10 @@ def clusters(path: Path, panels: Sequence[tuple[str, Mapping[str, np.ndarray]]],
         for ax in grid.flat[len(panels) :]:
             ax.axis("off")
         for ax, (heading, points) in zip(grid.flat, panels, strict=False):
-            for color, marker, (name, at) in zip(COLORS, MARKERS, points.items(), strict=False):
-                ax.scatter(at[:, 0], at[:, 1], color=color, marker=marker, label=name, s=6, alpha=0.7, linewidths=0)
+            for look, (name, at) in zip(_looks(), points.items(), strict=False):
+                ax.scatter(
+                    at[:, 0], at[:, 1], color=look.color, marker=look.marker, label=name, s=6, alpha=0.7, linewidths=0
+                )
             ax.set_title(_lines(heading, figure, across), loc="left", fontsize=8)
             ax.set_aspect("equal", adjustable="datalim")
             ax.tick_params(labelsize=6, length=2)
@@ -243,8 +275,13 @@ def heat(
     columns: Sequence[str],
     xlabel: str,
     ylabel: str,
+    empty: Collection[tuple[int, int]] = (),
 ) -> Path:
-    """One map a panel, values [rows, columns] written into the cells; NaN is a cell that failed."""
+    """One map a panel, values [rows, columns] written into the cells; NaN is a cell that failed.
+
+    Args:
+      empty: the cells (row, column) that nobody asked for.
+    """
     plt = _pyplot()
     with plt.rc_context(STYLE):
         size = (1.2 + 0.75 * len(columns) * len(panels), 1.6 + 0.5 * len(rows))
@@ -253,14 +290,15 @@ def heat(
             ax.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
             middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
             for i, j in np.ndindex(values.shape):
-                text = f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "failed"
+                text = f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "" if (i, j) in empty else "failed"
                 ax.text(j, i, text, ha="center", va="center", color="white" if values[i, j] < middle else "black")
             ax.set_xticks(range(len(columns)), columns)
             ax.set_yticks(range(len(rows)), rows)
             ax.set(xlabel=xlabel, ylabel=ylabel)
             ax.set_title(_lines(title, figure, len(panels)), loc="left")
+        told = [at for at in np.ndindex(len(rows), len(columns)) if at not in empty]
         words = "; ".join(
-            f"{title}: {', '.join(f'{rows[i]} {columns[j]} {v[i, j]:.2f}' for i, j in np.ndindex(v.shape))}"
+            f"{title}: {', '.join(f'{rows[i]} {columns[j]} {v[i, j]:.2f}' for i, j in told)}"
             for title, v in panels.items()
         )
         return _save(figure, path, f"{words}.")

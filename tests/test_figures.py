@@ -55,3 +55,45 @@ def test_a_picture_of_points_is_the_same_bytes_each_time(tmp_path):
     points = {"a": {str(i): (i % 3 / 3, i / 20) for i in range(20)}, "b": {"x": (0.1, 0.2)}}
     first, second = (scatter(tmp_path / name, points).read_bytes() for name in ("1.png", "2.png"))
     assert first == second
+
+
+MANY = {f"line {i}": float(i) for i in range(10)}
+DRAWN = {
+    "bars": lambda path: figures.bars(path, {"g": {k: [v] for k, v in MANY.items()}}, ylabel="y", title="t"),
+    "scatter": lambda path: scatter(path, {k: {"a": (v, v)} for k, v in MANY.items()}),
+    "curves": lambda path: figures.curves(
+        path, {k: [[v, v + 1]] for k, v in MANY.items()}, xlabel="x", ylabel="y", title="t"
+    ),
+    "series": lambda path: figures.series(
+        path, {k: figures.over_seeds({0: [v], 1: [v]}) for k, v in MANY.items()}, xlabel="x", ylabel="y", title="t"
+    ),
+    "clusters": lambda path: figures.clusters(
+        path, [("p", {k: np.full((2, 2), v) for k, v in MANY.items()})], across=1, title="t"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_ten_lines_are_all_drawn_and_none_looks_like_another(tmp_path, monkeypatch, kind):
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path, words: kept.append((figure, words)) or path)
+    DRAWN[kind](tmp_path / "p.png")
+    ((figure, words),) = kept
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert labels == [*MANY] and all(name in words for name in MANY)
+    looks = [*itertools.islice(figures._looks(), 32)]
+    for part in ("marker", "dashes", "hatch"):
+        assert len({(look.color, getattr(look, part)) for look in looks}) == 32
+    first = [(figures.COLORS[i], figures.MARKERS[i], "-", "") for i in range(8)]
+    assert [tuple(look) for look in looks[:8]] == first, "what was drawn before looks as it did"
+    figures._pyplot().close(figure)
+
+
+def test_a_cell_that_nobody_asked_for_has_not_failed(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path, words: kept.append((figure, words)) or path)
+    values = np.array([[1.0, np.nan, np.nan]])
+    figures.heat(tmp_path / "h.png", {"p": values}, rows="r", columns="abc", xlabel="", ylabel="", empty=[(0, 1)])
+    ((figure, words),) = kept
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.0", "", "failed"] and "r b" not in words
+    figures._pyplot().close(figure)
