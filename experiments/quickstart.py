@@ -73,7 +73,10 @@ def run(given: Command) -> None:
     panels = [(name, common.pooled(finished.results, members)) for name, members in finished.groups.items()]
     figure = folder / "results_reliability.png"
     report.reliability_diagram([(name, bins) for name, bins in panels if bins is not None], figure)
-    last = closing({line.name: line.metrics for line in finished.lines}, config.recipe.temperatures[-1])
+    last = closing(
+        {line.name: line.metrics for line in finished.lines if line.name in finished.groups},
+        config.recipe.temperatures[-1],
+    )
     sentences = [common.difference_sentence(where, d["ece"]) for where, d in differences.items()]
     tables.publish(
         given,
@@ -91,10 +94,13 @@ def run(given: Command) -> None:
 
 
 def closing(seeds: Mapping[str, Sequence[Mapping[str, float]]], T: float) -> str:
-    """The last line, from the metrics of every row, one mapping a seed."""
-    ece = [[100 * seed["ece"] for seed in seeds[f"student {kind}, T={T:g}"]] for kind in ("KD(C)", "KD(UC)")]
+    """The last line, from the metrics of every row that was asked for, one mapping a seed."""
+    names = [f"student {kind}, T={T:g}" for kind in ("KD(C)", "KD(UC)")]
+    if left_out := [name for name in names if name not in seeds]:
+        return f"quickstart: KD(C) and KD(UC) are not compared, {' and '.join(left_out)} not asked for in config.rows"
+    ece = [[100 * seed["ece"] for seed in seeds[name]] for name in names]
     if not all(ece):
-        return f"quickstart: no seed of a student at T={T:g} finished"
+        return f"quickstart: no seed of both students at T={T:g} finished"
     means = [sum(values) / len(values) for values in ece]
     return f"quickstart: KD(C) ECE {means[0]:.2f}% vs KD(UC) ECE {means[1]:.2f}% over {len(ece[0])} seeds"
 

@@ -61,6 +61,41 @@ def test_quickstart_writes_its_report(finished):
     assert "digits, 10 classes, with additive noise of sd 0.5" in page and "800 training examples" in page
 
 
+def test_rows_that_were_not_asked_for_have_not_failed(finished, capsys):
+    rows = "--config.rows=('teacher, NLL','student KD(C), T=1')"
+    assert call(quickstart, f"--workdir={finished}", *FAST, rows) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == "quickstart: KD(C) and KD(UC) are not compared, student KD(UC), T=1 not asked for in config.rows"
+    assert call(quickstart, f"--workdir={finished}", *FAST) == 0  # the files of the whole table, for other tests
+
+
+@pytest.mark.parametrize(
+    ("ece", "sentence"),
+    [
+        ({"KD(C)": [0.1, 0.3], "KD(UC)": [0.5, 0.5]}, "KD(C) ECE 20.00% vs KD(UC) ECE 50.00% over 2 seeds"),
+        ({"KD(C)": [], "KD(UC)": [0.5]}, "no seed of both students at T=4 finished"),
+        ({}, "not compared, student KD(C), T=4 and student KD(UC), T=4 not asked for in config.rows"),
+    ],
+)
+def test_the_last_line_of_the_quickstart(ece, sentence):
+    seeds = {f"student {kind}, T=4": [{"ece": one} for one in values] for kind, values in ece.items()}
+    assert quickstart.closing({"teacher, NLL": [{"ece": 0.2}], **seeds}, 4.0).endswith(sentence)
+
+
+def test_every_figure_is_called_after_its_table():
+    """`tables.publish` refuses another name, but only when everything is trained."""
+    told = 0
+    for path in (ROOT / "experiments").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if published := re.findall(r'tables\.publish\(\s*given,\s*("\w+"|name),', text):
+            tables = {"{name}" if name == "name" else name.strip('"') for name in published}
+            figures = re.findall(r'"([^"\s]+)\.png"|file_name\("(\w+)"', text)
+            figures = [one or other for one, other in figures]
+            assert all(any(f == t or f.startswith(f"{t}_") for t in tables) for f in figures), (path.name, figures)
+            told += len(figures)
+    assert told > 15
+
+
 def test_plan_of_what_is_done(finished, capsys):
     assert call(quickstart, f"--workdir={finished}", "--plan", *FAST) == 0
     assert "8 stages, 0 to run" in capsys.readouterr().out
