@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 
 from configs.base import base, choose
 
+KDC_PIXELS: dict[str, Any] = {"recipe.data.normalization": ""}
+"""Of a preset: pixels are normalized as KD(C) does, which is the default of both data sets."""
+
 
 def kdc(name: str, *, epochs: int, milestones: tuple[float, ...], weight_decay: float) -> ConfigDict:
     """KD(C): SGD with Nesterov momentum, lr 0.1, batch 128, pad-crop and flip, best epoch by calibration top-1.

@@ -4,7 +4,8 @@
     python -m experiments.correlation --config=configs/correlation.py:cpu
 
 Sizes: `paper` or none (240 epochs), `short` (30 epochs of a one-cycle schedule, for one GPU), `cpu` (twelve small
-teachers of ResNet-8 on 1,280 images of the first 20 classes at 16x16, 60 epochs).
+teachers of ResNet-8 on 1,280 images of the first 20 classes at 16x16, 60 epochs). Pixels are normalized by mdistiller's
+constants; `cpu` keeps KD(C)'s, as table 1 does at that size, so that what both need is trained once.
 
 The paper does not list its 17 teachers; these are mdistiller's CIFAR-100 networks. Its students are WRN-16-2, which is
 the default here, and ShuffleNetV2: `--config.recipe.student.model=shufflenet_v2` with
@@ -16,13 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.base import finish
-from configs.cifar import kdc, short, small
+from configs.cifar import KDC_PIXELS, kdc, short, small
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {
         # Table 1's schedule, so that what both need is trained once.
         **small("cifar100", **{"optimizer.lr": 0.1, "optimizer.nesterov": True}),
+        **KDC_PIXELS,
         "recipe.teachers": (
             ("resnet8", "nll", 0, 1.0),
             ("resnet8", "nll", 15, 1.0),
@@ -50,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
         part.batch_size = 64
         part.optimizer.lr = 0.05
         part.optimizer.nesterov = False
+    config.recipe.data.normalization = "mdistiller"
     config.recipe.student.model = "wrn_16_2"
     # (network, calibrator, epochs or 0 for the configuration's, its own temperature or a post-hoc calibrator).
     config.recipe.teachers = tuple(
