@@ -243,8 +243,11 @@ def _free_options(argv: Sequence[str], config: ConfigDict) -> None:
         place, _, name = field.rpartition(".")
         set_of = re.fullmatch(r"recipe\.sizes\.(\w+)(?:\.options)?\.\w+", field)
         if set_of and "sizes" in config.recipe and set_of[1] in READERS:
-            of_set = config.recipe.sizes.setdefault(set_of[1], ConfigDict())
-            part = of_set.setdefault("options", ConfigDict()) if place.endswith(".options") else of_set
+            part = config.recipe
+            for step in place.split(".")[1:]:
+                if step not in part:
+                    part[step] = ConfigDict()
+                part = part[step]
             if name in part:
                 continue
         elif not re.fullmatch(r"recipe\.((teacher|student)\.model_options|data\.options)\.\w+", field):

@@ -137,7 +137,8 @@ def _stop(sentence: str, code: int) -> int:
 def distinct(what: str, values: Sequence[Any], kind: type) -> None:
     """Refuses replicates or settings that are none, of another kind, or named twice and so counted twice."""
     wrong = [x for x in values if isinstance(x, bool) or not isinstance(x, kind | int)]
-    if not values or wrong or len({*values}) < len(values):
+    # Rows are called after their numbers, with six digits.
+    if not values or wrong or len({x if kind is int else f"{x:g}" for x in values}) < len(values):
         raise Refused(f"{what} is {tuple(values)}; expected one or more different {kind.__name__}s, like ({kind(1)},).")
 
 
@@ -145,6 +146,11 @@ def named(what: str, values: Sequence[Any]) -> None:
     """Refuses a list of names that is empty, holds anything else, or names one twice."""
     if not values or any(not isinstance(x, str) for x in values) or len({*values}) < len(values):
         raise Refused(f"{what} is {tuple(values)}; expected one or more different names, like ('nll', 'mdca').")
+
+
+def is_pair(one: Any) -> bool:
+    """Whether it is two names."""
+    return isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(name, str) for name in one)
 
 
 def recipe(config: ConfigDict, who: str, seed: int, **changes: Any) -> Recipe:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import common, figures, linear, published_text, tables, texts
+from experiments import common, figures, linear, published_text, tables, text_fields, texts
 from experiments.command import Command
 from experiments.published_text import TABLE1, TABLE4, TABLE5, of_set
 from experiments.sheets import Line, Sheet
@@ -46,7 +46,7 @@ NO_OPTIONS = ("method", "weights", "students")
 
 
 def benches(config: ConfigDict) -> list[Bench]:
-    return [Bench(config, name, texts.data(config, name)) for name in texts.at_hand(config)[0]]
+    return [Bench(config, name, texts.data(config, name)) for name in text_fields.at_hand(config)[0]]
 
 
 def methods(bench: Bench, model: str) -> dict[str, Row]:
@@ -110,16 +110,20 @@ def check(config: ConfigDict) -> None:
     common.distinct("config.recipe.gammas", config.recipe.gammas, float)
     common.named("config.recipe.students", config.recipe.students)
     for name, given in config.recipe.features.to_dict().items():
-        objectives.checked(given.get("method"), {}, "distiller")
+        if not isinstance(given, Mapping):
+            raise Refused(f"config.recipe.features[{name!r}] is {given!r}; expected fields, like {{'method': 'pkd'}}.")
+        if name in (*texts.ROWS, *UNBUILT):
+            raise Refused(f"config.recipe.features has {name!r}, which the table has already; give it another name.")
+        objectives.checked(given.get("method", ""), {}, "distiller")
         if "students" in given:
             common.named(f"config.recipe.features[{name!r}].students", given["students"])
             for model in given["students"]:
                 models.build(model, num_classes=2)
     swept_set = config.recipe.sensitivity_set
-    if swept_set and swept_set not in texts.at_hand(config)[0]:
+    if swept_set and swept_set not in text_fields.at_hand(config)[0]:
         raise Refused(
             f"config.recipe.sensitivity_set is {swept_set!r}, which is not among config.recipe.sets at hand; expected "
-            f"one of {', '.join(texts.at_hand(config)[0])}, or '' for no sweeps."
+            f"one of {', '.join(text_fields.at_hand(config)[0])}, or '' for no sweeps."
         )
 
 
@@ -155,7 +159,7 @@ def declared(config: ConfigDict) -> tuple[dict[str, Row], list[Part]]:
                 swept_rows = swept(bench, model)
                 rows |= swept_rows
                 sweeps = {row: _printed(row, name, model) for row in swept_rows}
-    for name in texts.at_hand(config)[1]:
+    for name in text_fields.at_hand(config)[1]:
         absent = missing(config, name)
         rows |= absent
         one |= {row: made.published for row, made in absent.items()}
@@ -191,10 +195,10 @@ def run(given: Command) -> None:
     finished = tables.run(given, every)
     if finished is None:
         return
-    wheres = [f"{name}, {model}" for name in texts.at_hand(config)[0] for model in config.recipe.students]
+    wheres = [f"{name}, {model}" for name in text_fields.at_hand(config)[0] for model in config.recipe.students]
     layers = [(f"{name} against LKD", name, texts.LKD) for name in config.recipe.features]
     sentences = texts.sentences(texts.verdicts(finished.lines, wheres, (*texts.CLAIMS, *layers)))
-    for name in texts.at_hand(config)[0]:
+    for name in text_fields.at_hand(config)[0]:
         sentences += texts.against_linear(finished.lines, name)
     tables.publish(
         given,
@@ -217,7 +221,7 @@ def run(given: Command) -> None:
 def drawn(config: ConfigDict, finished: tables.Finished) -> list[tuple[str, Path]]:
     """Learning curves of the ablation by set and student, and accuracy over gamma."""
     folder, made = Path(config.run.workdir), []
-    for name in texts.at_hand(config)[0]:
+    for name in text_fields.at_hand(config)[0]:
         for model in config.recipe.students:
             curves = {}
             for method in (texts.ALONE, texts.LKD, texts.CONTROL, texts.DUS, texts.WCLIP, texts.CUD):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import common, figures, linear, tables, texts
+from experiments import common, figures, linear, tables, text_fields, texts
 from experiments.command import Command
 from experiments.sheets import Sheet
 from experiments.tables import Part, Row
@@ -77,7 +77,7 @@ def benches(config: ConfigDict) -> list[Bench]:
     """One for each set and imbalance."""
     common.distinct("config.recipe.imbalances", config.recipe.imbalances, float)
     made = []
-    for name in texts.at_hand(config)[0]:
+    for name in text_fields.at_hand(config)[0]:
         data = texts.data(config, name)
         for ratio in config.recipe.imbalances:
             cut = {"imbalance": float(ratio), "imbalance_seed": int(config.recipe.imbalance_seed)}

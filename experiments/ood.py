@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import common, figures, linear, published_text, tables, texts
+from experiments import common, figures, linear, published_text, tables, text_fields, texts
 from experiments.command import Command
 from experiments.sheets import Sheet
 from experiments.tables import Part, Row
@@ -121,12 +121,18 @@ def benches(config: ConfigDict) -> list[Bench]:
     if config.recipe.held_out_shares:
         common.distinct("config.recipe.held_out_shares", config.recipe.held_out_shares, float)
     made = []
-    for name in texts.at_hand(config)[0]:
+    shares = [float(share) for share in config.recipe.held_out_shares]
+    for name in text_fields.at_hand(config)[0]:
         data = texts.data(config, name)
         if "out_of_scope" in linear.raw(data).splits:
             made.append(Bench(config, f"{name} out of scope", data))
-        for share in config.recipe.held_out_shares:
-            made.append(Bench(config, f"{name} {share:.0%} held out", held_out(config, name, float(share))))
+        benches_of = {f"{name} {share:.0%} held out": held_out(config, name, share) for share in shares}
+        if len({*benches_of.values()}) < len(shares):
+            raise Refused(
+                f"config.recipe.held_out_shares is {tuple(shares)}, and two of them have one name or hold out the same "
+                f"classes of {name}; expected shares that differ by whole percents, and by a class at least."
+            )
+        made += [Bench(config, title, data) for title, data in benches_of.items()]
     if config.recipe.newsgroups:
         data = texts.data(config, "newsgroups20")
         inside = tuple(name for name in linear.raw(data).label_names if name not in OUTSIDE_GROUPS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.base import meant
-from experiments import common, figures, linear, published, published_text, tables, texts
+from experiments import common, figures, linear, published, published_text, tables, text_fields, texts, transfer
 from experiments.command import Command
 from experiments.published_text import TABLE3
 from experiments.sheets import Sheet, printed
@@ -30,7 +30,8 @@ SCALED = "temperature"
 def benches(config: ConfigDict) -> list[Bench]:
     """One for each way to strip the messages."""
     common.named("config.recipe.policies", config.recipe.policies)
-    texts.refuse_unknown(config, "policies", text_sets.POLICIES)
+    text_fields.refuse_unused(config)
+    text_fields.refuse_unknown(config, "policies", text_sets.POLICIES)
     made = []
     for policy in config.recipe.policies:
         data = texts.data(config, "newsgroups20")
@@ -96,6 +97,7 @@ def rows(config: ConfigDict) -> dict[str, Row]:
     common.named("config.recipe.calibrators", config.recipe.calibrators)
     common.named("config.recipe.teachers", config.recipe.teachers)
     common.named("config.recipe.students", config.recipe.students)
+    transfer.refuse_uncalibrated(config)
     return {name: row for bench in benches(config) for name, row in of_bench(bench).items()}
 
 

@@ -14,19 +14,21 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import common, linear, published_text, tables
+from experiments import common, linear, tables
 from experiments.sheets import Line
 from experiments.tables import Row
 from kdjax import data as sources
 from kdjax import objectives, report, results, stages
-from kdjax.errors import Refused
 from kdjax.prepare import Tokens
 from kdjax.recipes import Data, Distill, Recipe, from_dict
 from kdjax.results import Result
 from kdjax.stages import Stage
 
 COLUMNS = ("top1", "nll", "brier", "ece", "ece_over", "ece_under", "firing_rate")
-SETS = "the sets are --config.recipe.sets=('trec',), each described by --config.recipe.sizes.trec.max_length and so on"
+SETS = (
+    "the sets are --config.recipe.sets=('trec',), each described by --config.recipe.sizes.trec.options.max_length=24 "
+    "and so on"
+)
 FIRES = "W-Clip fires: the share of the student's training rows on which the teacher's top class is not the label."
 MATCHED = (
     "LKD, teacher as soft as DUS: the ordinary teacher's logits divided by the one temperature at which their mean "
@@ -48,13 +50,6 @@ def data(config: ConfigDict, name: str) -> Data:
     options = {**shared["options"], **given.pop("options", {})}
     path = {"path": shared["path"]} if shared["path"] and "path" in sources.options_of(name) else {}
     return from_dict(Data, {"name": name, **path, **given, "options": options}, f"config.recipe.sizes.{name}")
-
-
-def at_hand(config: ConfigDict) -> tuple[list[str], list[str]]:
-    """(sets that can be loaded, sets that the source used and that cannot), as `config.recipe.sets` orders them."""
-    common.named("config.recipe.sets", config.recipe.sets)
-    missing = [name for name in config.recipe.sets if name in published_text.NOT_AT_HAND]
-    return [name for name in config.recipe.sets if name not in missing], missing
 
 
 class Bench(NamedTuple):
@@ -146,6 +141,11 @@ LKD, CONTROL, DUS, WCLIP, CUD = "LKD", "LKD, teacher as soft as DUS", "LKD + DUS
 PROJECTED, PROJECTED_DUS = "LKD + exact projection", "DUS + exact projection"
 CROSSED = ", cross-fitted"
 ALONE = "alone, CE"
+ROWS = (
+    *(ALONE, LKD, CONTROL, DUS, WCLIP, CUD, PROJECTED, PROJECTED_DUS),
+    *(LKD + CROSSED, WCLIP + CROSSED, PROJECTED + CROSSED),
+)
+"""The rows of `ablation`."""
 
 
 def ablation(bench: Bench, model: str) -> dict[str, Row]:
@@ -300,10 +300,3 @@ def against_linear(lines: Sequence[Line], name: str, metric: str = "top1", head:
     return [
         f"{name}: {len(below)} of {len(others)} rows lie below the linear reference's {head} of {100 * linear:.2f} %."
     ]
-
-
-def refuse_unknown(config: ConfigDict, field: str, known: Sequence[str]) -> None:
-    """Refuses entries of a list field that are none of the known ones."""
-    for name in config.recipe[field]:
-        if name not in known:
-            raise Refused(f"config.recipe.{field} has {name!r}; expected some of {', '.join(known)}.")

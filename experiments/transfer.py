@@ -18,6 +18,8 @@ from experiments import common, figures, published, tables
 from experiments.command import Command
 from experiments.sheets import Line, Sheet, printed
 from experiments.tables import Row, values
+from kdjax import objectives, posthoc
+from kdjax.errors import Refused, one_of
 from kdjax.recipes import Distill
 from kdjax.stages import Stage
 
@@ -38,7 +40,9 @@ def alone(config: ConfigDict, network: str, method: str) -> Stage:
 
 def student(config: ConfigDict, network: str, teacher: str) -> Stage:
     """A network distilled from the teacher's network, trained and perhaps calibrated afterwards as `teacher` says."""
-    method, _, calibrator = teacher.partition(" + ")
+    method, plus, calibrator = teacher.partition(" + ")
+    if plus:
+        one_of(f"what follows the + of {teacher!r} in config.recipe.teachers", calibrator, posthoc.POSTHOC)
     recipe = common.recipe(config, "student", 0, model=network)
     if calibrator:
         term = dataclasses.replace(recipe.distill or Distill(), posthoc=calibrator)
@@ -57,7 +61,11 @@ def rows(config: ConfigDict, figures_of: published.Figures) -> dict[str, Row]:
     common.named("config.recipe.calibrators", config.recipe.calibrators)
     common.named("config.recipe.teachers", config.recipe.teachers)
     common.named("config.recipe.students", config.recipe.students)
-    stands_for = dict(config.recipe.get("stands_for", ()))
+    refuse_uncalibrated(config)
+    given = config.recipe.get("stands_for", ())
+    if any(not common.is_pair(pair) for pair in given):
+        raise Refused(f"config.recipe.stands_for is {given}; expected pairs like (('resnet8', 'wrn_40_1'),), or ().")
+    stands_for = dict(given)
 
     def expected(network: str, row: str) -> str:
         """What the paper prints; for a small network, of the one that it stands for, which is named."""
@@ -78,6 +86,12 @@ def rows(config: ConfigDict, figures_of: published.Figures) -> dict[str, Row]:
             stage = student(config, network, teacher)
             made[stage.name] = Row(stage, published=expected(network, f"kd from {teacher}"))
     return made
+
+
+def refuse_uncalibrated(config: ConfigDict) -> None:
+    """Refuses a name that is no calibrator: no teacher would be it, and every row would be called KD(C)."""
+    calibrators = [name for name, method in objectives.METHODS.items() if method.role == "calibrator"]
+    one_of("config.recipe.uncalibrated", config.recipe.uncalibrated, calibrators)
 
 
 def kind(config: ConfigDict, teacher: str) -> str:

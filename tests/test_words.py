@@ -19,6 +19,14 @@ MODULES = {
 }
 
 
+TREC = ("--config.recipe.sets=('trec',)", "--config.recipe.sensitivity_set=")
+
+
+@pytest.fixture(autouse=True)
+def nothing_prepared(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("nothing")))
+
+
 def refused(capsys, folder, name: str, *words: str) -> str:
     """The sentence of an experiment that must refuse its words."""
     module = MODULES[name]
@@ -41,6 +49,10 @@ def refused(capsys, folder, name: str, *words: str) -> str:
         ("digits", ["--config.recipe.student.optimizer.options.T=3"], "no field 'options'"),
         ("digits", ["--config.recipe.teacher.options.gama=3"], "the method 'mdca' has no option 'gama'"),
         ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trek.options.max_length=1"], "no field 'trek'"),
+        ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trec.options.max_lenght=1"], "mean max_length"),
+        ("cud", [*TREC, "--config.recipe.sizes.trec.options.max_lenght=1"], "did you mean max_length"),
+        ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trec=1"], "recipe.sizes.trec"),
+        ("cud", ["--config.recipe.sets=('trek',)"], "config.recipe.sets is 'trek', which does not exist; did you mean"),
         ("sweep", ["--sweep.recipe.student.distil.options.T=1,2"], "no field 'distil'; did you mean distill"),
     ],
 )

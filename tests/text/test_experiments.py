@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import cud as cud_config
 from configs import longtail as longtail_config
 from configs import ood as ood_config
 from configs import table3 as table3_config
-from experiments import common, cud, linear, longtail, ood, published_text, results, table3, tables, texts
+from experiments import common, cud, linear, longtail, ood, published_text, results, table3, tables, text_fields, texts
 from experiments.sheets import Line
 from kdjax import metrics, stages
 from kdjax.errors import Refused
@@ -155,6 +156,15 @@ def test_cud_names_the_sets_that_are_not_at_hand(folder):
         ("cud", "--config.recipe.features.PKD.method=nll", "stands where a distiller is expected"),
         ("cud", "--config.recipe.data.name=trec", "the sets are --config.recipe.sets"),
         ("cud", "--config.recipe.gammas=()", "config.recipe.gammas is ()"),
+        ("longtail", "--config.recipe.sizes.hwu64.options.max_lenght=9", "did you mean max_length"),
+        ("longtail", "--config.recipe.sizes.hwu64.max_length=9", "recipe.sizes.hwu64 has no field 'max_length'"),
+        ("table3", "--config.recipe.uncalibrated=nlll", "config.recipe.uncalibrated is 'nlll', which does not exist"),
+        (
+            "ood",
+            "--config.recipe.held_out_shares=(0.251,0.254)",
+            "two of them have one name",
+        ),
+        ("ood", "--config.recipe.held_out_shares=(0.5,0.51)", "two of them have one name"),
         ("table3", "--config.recipe.policies=('bodies',)", "has 'bodies'; expected some of body"),
         ("ood", "--config.recipe.held_out_shares=(1.5,)", "held_out_shares"),
         ("longtail", "--config.recipe.imbalances=(0.5,)", "imbalance"),
@@ -164,6 +174,43 @@ def test_tables_refuse_in_a_sentence(folder, name, flag, sentence, capsys, tmp_p
     given = words(folder, name, f"--workdir={tmp_path}", "--plan", flag)
     assert common.call(MODULES[name].run, given, f"configs/{name}.py", ignored=texts.IGNORED) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("features", {"X": 1}, r"features\['X'\] is 1; expected fields, like \{'method': 'pkd'\}"),
+        ("features", {"LKD": {"method": "pkd"}}, "config.recipe.features has 'LKD', which the table has already"),
+        ("features", {"AD-KD": {"method": "pkd"}}, "config.recipe.features has 'AD-KD', which the table has already"),
+        ("features", {"X": {"T": 1.0}}, "expected|does not exist"),
+        (
+            "lr_of",
+            {"bert_1l_46": 1e-4},
+            "lr_of has 'bert_1l_46', which is not among bert_1l_16; did",
+        ),
+        ("epochs_of", {"trek": 3}, "epochs_of has 'trek', which is not among hwu64, massive"),
+        ("sizes", {"trek": {}}, "a name in config.recipe.sizes is 'trek', which does not exist; did you mean trec"),
+    ],
+)
+def test_fields_of_a_configuration_of_ones_own_are_refused_in_a_sentence(folder, field, value, sentence):
+    config = config_of(folder, "cud", *MORE["cud"])
+    with config.unlocked():
+        config.recipe[field] = ConfigDict(value)
+    with pytest.raises(Refused, match=sentence):
+        cud.rows(config)
+
+
+@pytest.mark.parametrize("size", ["cpu", "paper", "short"])
+def test_what_the_refusal_of_a_set_says_can_be_typed(folder, size):
+    """And the defaults of sets and networks that are not asked for may stay."""
+    with pytest.raises(Refused, match="the sets are ") as told:
+        config_of(folder, "cud", "--config.recipe.data.name=trec")
+    flag = next(word for word in str(told.value).split() if ".sizes." in word)
+    assert flag == "--config.recipe.sizes.trec.options.max_length=24"
+    given = ["x", f"--config=configs/cud.py:{size}", "--config.recipe.sets=('trec',)", flag.replace("24", "9")]
+    config = common.command.read(given, default="configs/cud.py", ignored=texts.IGNORED).config
+    assert texts.data(config, "trec").options["max_length"] == 9
+    assert text_fields.at_hand(config) == (["trec"], [])
 
 
 @pytest.mark.parametrize("module", [cud_config, table3_config, ood_config, longtail_config])
