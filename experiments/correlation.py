@@ -24,8 +24,8 @@ from experiments import associations, common, figures, published, tables
 from experiments.command import Command
 from experiments.sheets import Line, Sheet
 from experiments.tables import Row, values
-from kdjax import report
-from kdjax.errors import Refused
+from kdjax import posthoc, report
+from kdjax.errors import Refused, one_of
 from kdjax.recipes import Recipe
 from kdjax.stages import Stage
 
@@ -74,8 +74,12 @@ def listed(config: ConfigDict) -> list[Teacher]:
     for one in config.recipe.teachers:
         checked("config.recipe.teachers", one)
     made = [Teacher(*one) for one in config.recipe.teachers]
-    if len({*made}) < max(len(made), 3):
-        raise Refused(f"config.recipe.teachers names {len({*made})} different teachers; expected 3 or more, each once.")
+    # Epochs that are written out may be those of the configuration: one stage, whatever it is called.
+    different = {(teacher_recipe(config, teacher), teacher.after): teacher for teacher in made}
+    if len(different) < max(len(made), 3) or len({teacher.label for teacher in made}) < len(made):
+        raise Refused(
+            f"config.recipe.teachers names {len(different)} different teachers; expected 3 or more, each once."
+        )
     return made
 
 
@@ -87,6 +91,8 @@ def checked(what: str, one: Any) -> None:
             f"{what} holds {one!r}; expected (network, calibrator, epochs or 0, T_c or a post-hoc calibrator), like "
             "('resnet8', 'nll', 0, 1.0)."
         )
+    if isinstance(one[3], str):
+        one_of(f"the last of {tuple(one)!r} in {what}", one[3], posthoc.POSTHOC)
 
 
 def teacher_recipe(config: ConfigDict, teacher: Teacher) -> Recipe:

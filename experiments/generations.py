@@ -22,15 +22,23 @@ from experiments.command import Command
 from experiments.sheets import Line, Sheet
 from experiments.tables import Row, values
 from kdjax import report
+from kdjax.options import integer
 from kdjax.stages import Stage, generations
 
 IGNORED = {name: common.ONLY[name] for name in ("recipe.temperatures", "teacher")}
 CHAINS = ("KD(UC)", "KD(C)")
+MOST = 100
+"""Generations; a chain of more is a slip of the keyboard, and too deep to walk."""
 Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def rows(config: ConfigDict) -> dict[str, Row]:
-    """Both chains, generation by generation."""
+    """Both chains, generation by generation.
+
+    Raises:
+      Refused: more than `MOST` generations, or none.
+    """
+    integer(1, MOST)("config.recipe.generations", config.recipe.generations)
     teacher, student = common.pair(config, 0)
     plain = dataclasses.replace(teacher.recipe, method="nll", options={})
     starts = {

@@ -44,8 +44,10 @@ def rows(config: ConfigDict) -> dict[str, Row]:
     """
     common.distinct("config.recipe.T_c", config.recipe.T_c, float)
     common.named("config.recipe.methods", config.recipe.methods)
-    if not config.recipe.pairs or any(isinstance(p, str) or len(p) != 2 for p in config.recipe.pairs):
+    if not config.recipe.pairs or any(not common.is_pair(pair) for pair in config.recipe.pairs):
         raise Refused(f"config.recipe.pairs is {config.recipe.pairs}; expected like (('resnet20', 'resnet8'),).")
+    if config.recipe.small_lr_networks:
+        common.named("config.recipe.small_lr_networks", config.recipe.small_lr_networks)
     made = {}
     for teacher_network, network in config.recipe.pairs:
         teacher = Stage(common.recipe(config, "teacher", 0, model=teacher_network), name=f"{teacher_network} teacher")

@@ -152,6 +152,7 @@ class Part(NamedTuple):
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "→": r"$\to$"}
+_LATEX |= {"β": r"$\beta$", "γ": r"$\gamma$", "η": r"$\eta$", "λ": r"$\lambda$", "ρ": r"$\rho$"}
 _LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "α": r"$\alpha$", "$": r"\$", "{": r"\{", "}": r"\}"}
 
 

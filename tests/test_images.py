@@ -44,6 +44,9 @@ def on_digits(config):
 
 # What is declared.
 
+# 240 epochs are those of the configuration: one stage under two names.
+TWICE = "(('resnet8','nll',0,1.0),('resnet8','nll',240,1.0),('resnet14','nll',0,1.0))"
+
 
 def test_table_two_has_every_published_row():
     config = table2_config.get_config()
@@ -123,6 +126,18 @@ def test_the_study_has_the_papers_seventeen_teachers_and_a_control_of_one():
         (penultimate, "--config.recipe.teacher.method=nll", "the teachers are --config.recipe.calibrators"),
         (correlation, "--config.recipe.teachers=(('resnet8','nll'),)", "expected (network, calibrator, epochs or 0"),
         (correlation, "--config.recipe.control=('resnet8','nll')", "config.recipe.control holds"),
+        (correlation, f"--config.recipe.teachers={TWICE}", "names 2 different teachers; expected 3 or more, each once"),
+        (correlation, "--config.recipe.teachers=(('resnet8','nll',0,'tempe'),)", "did you mean temperature"),
+        (
+            generations,
+            "--config.recipe.generations=5000",
+            "config.recipe.generations is 5000; expected",
+        ),
+        (
+            generations,
+            "--config.recipe.generations=0",
+            "config.recipe.generations is 0; expected",
+        ),
         (drift, "--config.recipe.shift.corruptions=('nois',)", "did you mean noise"),
         (drift, "--config.recipe.shift.folder=nowhere", "nowhere holds no labels.npy; expected the unpacked"),
         (drift, "--config.recipe.data.name=cifar100", "prepare cifar100"),

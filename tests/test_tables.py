@@ -12,6 +12,7 @@ import pytest
 
 from configs import ablation as ablation_config
 from configs import base
+from configs import correlation as correlation_config
 from configs import pairs as pairs_config
 from configs import table1 as table1_config
 from experiments import ablation, command, common, pairs, published, table1, tables, transfer
@@ -91,6 +92,17 @@ def test_a_figure_that_another_table_could_overwrite_is_refused():
             tables.publish(None, "table1", None, None, title="", summary=[], figures=[("one", Path("runs") / name)])
 
 
+@pytest.mark.parametrize("config", [pairs_config, correlation_config])
+def test_mdistillers_recipe_normalizes_as_mdistiller_and_the_small_size_as_table1(config):
+    assert {config.get_config(size).recipe.data.normalization for size in ("", "paper", "short")} == {"mdistiller"}
+    assert config.get_config("cpu").recipe.data.to_dict() == table1_config.get_config("cpu").recipe.data.to_dict()
+
+
+def test_latex_has_no_letter_that_it_cannot_set():
+    latex = Sheet([Line("γ = 3, λ_H, η, ρ = 50, α, β → ± 1 %", [SEED])], ("top1",)).latex()
+    assert latex.isascii() and r"$\gamma$ = 3, $\lambda$\_H, $\eta$, $\rho$ = 50, $\alpha$, $\beta$ $\to$" in latex
+
+
 def test_published_figures_are_those_of_the_rows_they_stand_beside():
     config = table1_config.get_config()
     rows = transfer.rows(config, published.TABLE1)
@@ -149,6 +161,27 @@ def test_pairs_temper_the_teacher_alone_with_published_weights():
         (ablation, "ablation", "--config.recipe.student.distill.alpha=0.5", "compares --config.recipe.alpha"),
         (pairs, "pairs", "--config.recipe.methods=('hidden_state',)", "cannot temper its teacher alone"),
         (pairs, "pairs", "--config.recipe.pairs=()", "expected like (('resnet20', 'resnet8'),)"),
+        (pairs, "pairs", "--config.recipe.pairs=(1,2)", "expected like (('resnet20', 'resnet8'),)"),
+        (pairs, "pairs", "--config.recipe.pairs=((1,2),)", "expected like (('resnet20', 'resnet8'),)"),
+        (pairs, "pairs", "--config.recipe.small_lr_networks=(1,)", "config.recipe.small_lr_networks is (1,); expected"),
+        (table1, "table1", "--config.recipe.stands_for=foo", "stands_for is ('foo',); expected pairs like"),
+        (table1, "table1", "--config.recipe.stands_for=(1,)", "stands_for is (1,); expected pairs like"),
+        (
+            table1,
+            "table1",
+            "--config.recipe.stands_for=(('resnet8',),)",
+            "stands_for is (('resnet8',),); expected",
+        ),
+        (table1, "table1", "--config.recipe.uncalibrated=nlll", "recipe.uncalibrated is 'nlll', which does not exist"),
+        (table1, "table1", "--config.recipe.uncalibrated=kd", "config.recipe.uncalibrated is 'kd', which does not exi"),
+        (table1, "table1", "--config.recipe.teachers=('nll','nll + ')", "the + of 'nll + ' in config.recipe.teachers"),
+        (table1, "table1", "--config.recipe.teachers=('nll + temprature',)", "did you mean temperature"),
+        (
+            ablation,
+            "ablation",
+            "--config.recipe.T=(1.0,1.0000001)",
+            "config.recipe.T is (1.0, 1.0000001)",
+        ),
         (pairs, "pairs", "--config.recipe.student.model=resnet8", "the networks are --config.recipe.pairs"),
     ],
 )
