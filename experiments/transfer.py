@@ -129,8 +129,20 @@ def run(given: Command, name: str, figures_of: published.Figures, *, title: str,
         title=title,
         summary=sentences,
         figures=drawn(config, name, by_name),
+        notes=temperature(config),
         kdc_minus_kduc=differences,
     )
+
+
+def temperature(config: ConfigDict) -> list[str]:
+    """What a reader who compares with the paper must know of T."""
+    T = config.recipe.student.distill.options.get("T")
+    if T is None:
+        return []
+    return [
+        f"Students are distilled at T = {T:g}; the default of the paper's code is 20, and the paper found its students "
+        "best calibrated at T = 1."
+    ]
 
 
 def drawn(config: ConfigDict, name: str, by_name: Mapping[str, Line]) -> list[tuple[str, Path]]:

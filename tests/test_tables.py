@@ -98,6 +98,16 @@ def test_mdistillers_recipe_normalizes_as_mdistiller_and_the_small_size_as_table
     assert config.get_config("cpu").recipe.data.to_dict() == table1_config.get_config("cpu").recipe.data.to_dict()
 
 
+def test_a_table_says_that_its_temperature_is_not_that_of_the_papers_code():
+    config = table1_config.get_config()
+    (note,) = transfer.temperature(config)
+    assert note.startswith("Students are distilled at T = 4; the default of the paper's code is 20")
+    assert "T = 4" in (table1_config.__doc__ or "") and "20" in (table1_config.__doc__ or "")
+    with config.unlocked():
+        base.choose(config.recipe.student.distill, "hidden_state")
+    assert transfer.temperature(config) == []
+
+
 def test_latex_has_no_letter_that_it_cannot_set():
     latex = Sheet([Line("γ = 3, λ_H, η, ρ = 50, α, β → ± 1 %", [SEED])], ("top1",)).latex()
     assert latex.isascii() and r"$\gamma$ = 3, $\lambda$\_H, $\eta$, $\rho$ = 50, $\alpha$, $\beta$ $\to$" in latex
@@ -211,6 +221,7 @@ def test_table1_from_training_to_page(tmp_path, path, capsys):
     difference = content["kdc_minus_kduc"]["mlp, mdca teacher"]["ece"]
     assert difference["mean"] == pytest.approx(np.mean(np.subtract(*sides)))
     page = (tmp_path / "report.html").read_text()
+    assert "Students are distilled at T = 4; the default" in page
     assert page.count("data:image/png;base64") == 3 and "mlp KD(C) from mlp mdca" in page
     assert {"table1.md", "table1.csv", "table1.tex", "table1_bars_mlp.pdf"} <= {
         file.name for file in tmp_path.iterdir()
