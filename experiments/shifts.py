@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +82,7 @@ class Shifts(NamedTuple):
         about = [*self.kinds, self.dataset.fingerprint, str(self.seed), str(corruptions.VERSION)]
         if self.folder is not None:
             files = [self.folder / f"{name}.npy" for name in ("labels", *self.kinds)]
-            about += [f"{path.name} {_hashed(path, path.stat().st_mtime_ns)}" for path in files]
+            about += [f"{path.name} {_hashed(path)}" for path in files]
         return hashlib.sha256("\n".join(about).encode()).hexdigest()
 
     def sentence(self) -> str:
@@ -169,10 +168,7 @@ def _of_this_set(folder: Path, label: np.ndarray, which: Data) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
-def _hashed(path: Path, changed: int) -> str:
-    """The SHA-256 of a file, read again when it has changed since."""
-    del changed
+def _hashed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
