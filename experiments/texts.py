@@ -19,6 +19,7 @@ from experiments.sheets import Line
 from experiments.tables import Row
 from kdjax import data as sources
 from kdjax import objectives, report, results, stages
+from kdjax.errors import Refused
 from kdjax.prepare import Tokens
 from kdjax.recipes import Data, Distill, Recipe, from_dict
 from kdjax.results import Result
@@ -47,7 +48,10 @@ def data(config: ConfigDict, name: str) -> Data:
     """`config.recipe.sizes.NAME`, with the path and the tokenizer of `config.recipe.data` where it has none."""
     shared = config.recipe.data.to_dict()
     given = config.recipe.sizes[name].to_dict() if name in config.recipe.sizes else {}
-    options = {**shared["options"], **given.pop("options", {})}
+    own = given.pop("options", {})
+    if not isinstance(own, Mapping):
+        raise Refused(f"config.recipe.sizes.{name}.options is {own!r}; expected fields, like options.max_length=24.")
+    options = {**shared["options"], **own}
     path = {"path": shared["path"]} if shared["path"] and "path" in sources.options_of(name) else {}
     return from_dict(Data, {"name": name, **path, **given, "options": options}, f"config.recipe.sizes.{name}")
 

@@ -51,6 +51,7 @@ def refused(capsys, folder, name: str, *words: str) -> str:
         ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trek.options.max_length=1"], "no field 'trek'"),
         ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trec.options.max_lenght=1"], "mean max_length"),
         ("cud", [*TREC, "--config.recipe.sizes.trec.options.max_lenght=1"], "did you mean max_length"),
+        ("cud", [*TREC, "--config.recipe.sizes.trec.options=5"], "sizes.trec.options is 5; expected fields, like"),
         ("cud", ["--config=configs/cud.py:cpu", "--config.recipe.sizes.trec=1"], "recipe.sizes.trec"),
         ("cud", ["--config.recipe.sets=('trek',)"], "config.recipe.sets is 'trek', which does not exist; did you mean"),
         ("sweep", ["--sweep.recipe.student.distil.options.T=1,2"], "no field 'distil'; did you mean distill"),
