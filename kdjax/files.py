@@ -108,6 +108,17 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path} is not readable as JSON ({error}).") from error
 
 
+def replaceable(path: Path, *keys: str) -> bool:
+    """Whether nothing is lost by writing JSON there: no file is, or one of the same kind, an object with these keys."""
+    try:
+        said = read_json(path)
+    except FileNotFoundError:
+        return True
+    except (Damaged, OSError):
+        return False
+    return isinstance(said, dict) and said.keys() >= {*keys}
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a small plain file; raises what `read_json` does."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

@@ -16,7 +16,7 @@ from kdjax import metrics, report
 from kdjax.cli import words
 from kdjax.cli.predictions import How, Predictions, read
 from kdjax.errors import Refused
-from kdjax.files import write_json
+from kdjax.files import replaceable, write_json
 
 FORMAT = 1
 
@@ -40,6 +40,12 @@ def audit(files: list[str], how: How, calibration: str, out: str, bins: int) -> 
         raise Refused(f"--out is {out!r}; expected a name that ends in .html.")
     if not page.parent.is_dir():
         raise Refused(f"--out is {out!r}, and the directory {str(page.parent)!r} does not exist; make it first.")
+    numbers_of = page.with_suffix(".json")
+    if not replaceable(numbers_of, "kdjax", "audits"):
+        raise Refused(
+            f"--out is {out!r}, beside which {numbers_of} would be written, and that is a file of another kind "
+            f"already; give another name, such as --out {page.with_stem(page.stem + '_audit')}."
+        )
     held_out = read(calibration, how) if calibration else None
     lines, audits = [], []
     for file in files:
@@ -54,10 +60,8 @@ def audit(files: list[str], how: How, calibration: str, out: str, bins: int) -> 
         empty = np.broadcast_to(np.float32(0), predictions.logits.shape)
         audits.append(made._replace(predictions=predictions._replace(logits=empty)))
     _page(page, audits)
-    write_json(
-        page.with_suffix(".json"), {"format": FORMAT, "kdjax": kdjax.__version__, "audits": [_data(a) for a in audits]}
-    )
-    return [*lines, f"wrote {page} and {page.with_suffix('.json')}"]
+    write_json(numbers_of, {"format": FORMAT, "kdjax": kdjax.__version__, "audits": [_data(a) for a in audits]})
+    return [*lines, f"wrote {page} and {numbers_of}"]
 
 
 def describe(predictions: Predictions) -> str:

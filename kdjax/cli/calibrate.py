@@ -15,6 +15,7 @@ from kdjax.cli.audit import describe, refuse_one_class
 from kdjax.cli.predictions import How, Predictions, read
 from kdjax.cli.snippet import snippet
 from kdjax.errors import Refused, one_of, printable
+from kdjax.files import replaceable
 from kdjax.posthoc import Calibrator
 from kdjax.report import Grid
 
@@ -45,6 +46,8 @@ def calibrate(fit: str, test: str, out: str, methods: str, how: How) -> list[str
         raise Refused(f"--out is {out!r}; expected a name that ends in .json.")
     if not target.parent.is_dir():
         raise Refused(f"--out is {out!r}, and the directory {str(target.parent)!r} does not exist; make it first.")
+    if not replaceable(target, "kind", "params"):
+        raise Refused(f"--out is {out!r}, and that is a file of another kind already; give another name.")
     fitting = read(fit, how)
     testing = read(test, how) if test else None
     names = _methods(methods, fitting)

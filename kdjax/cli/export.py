@@ -11,7 +11,7 @@ from kdjax import stages
 from kdjax.cli.export_formats import FORMATS, about
 from kdjax.data import is_lazy
 from kdjax.errors import Refused, one_of
-from kdjax.files import Damaged, read_json, write_bytes, write_json
+from kdjax.files import replaceable, write_bytes, write_json
 from kdjax.predictor import TOKENIZER, Predictor, load
 from kdjax.recipes import Data, from_dict
 from kdjax.types import PyTree
@@ -41,7 +41,7 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
     beside = target.with_suffix(".json") if shape.suffix else target / "kdjax.json"
     if not shape.suffix:
         _refuse_files(target)
-    elif not _is_ours(beside):
+    elif not replaceable(beside, "kdjax", "model"):
         raise Refused(
             f"--out is {out or target.name!r}, beside which {beside} would be written, and that is a file of another "
             f"kind already; give another name, such as --out {target.with_stem(target.stem + '_network')}."
@@ -72,17 +72,6 @@ def export(run: str, kind: str, out: str, data: str) -> list[str]:
         "",
         *("    " + line for line in shape.lines(target, predictor)),
     ]
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether nothing is lost by writing what an export says of itself: nothing is there, or an earlier export's."""
-    try:
-        said = read_json(path)
-    except FileNotFoundError:
-        return True
-    except (Damaged, OSError):
-        return False
-    return isinstance(said, dict) and said.keys() >= {"kdjax", "model"}
 
 
 def _refuse_files(folder: Path) -> None:

@@ -125,7 +125,7 @@ def get(name: str) -> PostHoc:
     Raises:
       Refused: if there is none; names the nearest ones.
     """
-    return POSTHOC[one_of("the post-hoc method", name, POSTHOC)]
+    return POSTHOC[one_of("the post-hoc method", name, POSTHOC, registered=True)]
 
 
 def register(name: str, fit: Callable[..., Params], apply: Callable[..., Any], version: str = "") -> PostHoc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,21 @@ def test_apply_and_compare_refuse(tmp_path, monkeypatch, capsys):
         assert main(arguments) == 2, arguments
         err = capsys.readouterr().err
         assert re.search(sentence, err) and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    "command", [["audit", "a.npz", "--out", "x.html"], ["calibrate", "--fit=a.npz", "--out=x.json"]]
+)
+@pytest.mark.parametrize("content", ['{"model": "mlp", "kdjax": "0.1.0"}', "[]", "{"])
+def test_json_of_another_kind_is_left_alone(command, content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    npz(tmp_path / "a.npz", logits=LOGITS, labels=LABELS)
+    Path("x.json").write_text(content)
+    assert main(command.split()) == 2
+    assert "a file of another kind already; give another name" in capsys.readouterr().err
+    assert Path("x.json").read_text() == content and not Path("x.html").exists()
+    Path("x.json").unlink()
+    assert main(command.split()) == main(command.split()) == 0, "its own is written anew"
 
 
 def test_a_full_disk_is_not_the_users_fault(tmp_path, monkeypatch, capsys):
