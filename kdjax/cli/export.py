@@ -11,7 +11,7 @@ from kdjax import stages
 from kdjax.cli.export_formats import FORMATS, about
 from kdjax.data import is_lazy
 from kdjax.errors import Refused, one_of
-from kdjax.files import replaceable, write_bytes, write_json
+from kdjax.files import Damaged, read_json, replaceable, write_bytes, write_json
 from kdjax.predictor import TOKENIZER, Predictor, load
 from kdjax.recipes import Data, from_dict
 from kdjax.types import PyTree
