@@ -246,9 +246,7 @@ def test_apply_and_compare_refuse(tmp_path, monkeypatch, capsys):
         assert re.search(sentence, err) and err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize(
-    "command", [["audit", "a.npz", "--out", "x.html"], ["calibrate", "--fit=a.npz", "--out=x.json"]]
-)
+@pytest.mark.parametrize("command", ["audit a.npz --out x.html", "calibrate --fit a.npz --out x.json"])
 @pytest.mark.parametrize("content", ['{"model": "mlp", "kdjax": "0.1.0"}', "[]", "{"])
 def test_json_of_another_kind_is_left_alone(command, content, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
