@@ -42,6 +42,7 @@ def checked(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> tuple[Flo
             f"labels have shape {list(labels.shape)} and logits {list(logits.shape)}; "
             "expected one label per row, the class axis last."
         )
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # K may not fit in int8
     # Negative numbers would count classes from the end; K is outside, and gives NaN.
     return logits, jnp.where(labels < 0, logits.shape[-1], labels)
 

@@ -55,6 +55,13 @@ def test_a_label_that_is_no_class_is_nan_and_not_the_last_class(loss, label):
     assert np.isnan(jax.jit(loss)(jnp.ones((1, 4)), jnp.array([label]))).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
+def test_labels_of_few_bits_are_labels_of_many_classes(dtype):
+    logits = jnp.zeros((1, 300)).at[0, 100].set(5.0)
+    found = jax.jit(losses.nll)(logits, jnp.array([100], dtype))
+    np.testing.assert_array_equal(found, jax.jit(losses.nll)(logits, jnp.array([100])))
+
+
 def test_thresholds_of_flsd_ascend():
     with pytest.raises(Refused, match=r"flsd.thresholds is \(0.5, 0.2\); expected two .* in ascending order"):
         losses.flsd(jnp.ones((1, 4)), jnp.array([0]), thresholds=(0.5, 0.2))
