@@ -76,7 +76,7 @@ def test_law_1_precisions(member, scale):
     laws.precisions(member, door.Draw(11, scale, SHAPE))
 
 
-@everyone
+@pytest.mark.parametrize("member", members.but_few_slowly(members.everyone()), ids=str, scope="module")
 @LAWS
 @given(draw=draws)
 def test_law_2_permuted_examples_and_classes(member, draw):
@@ -102,6 +102,7 @@ def test_law_4_absent_examples(member, draw):
 ROWS = [m for m in members.everyone() if m.views == 1 and "index" not in m.fields and not members.on_features(m)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", members.but_variants_slowly(ROWS), ids=str, scope="module")
 def test_law_4_regions_that_do_not_exist(member):
     laws.regions(member, door.Draw(31, 2.0, SHAPE))

@@ -101,6 +101,7 @@ EDGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*sorted(LOSSES.keys() - {"mlld"}), *slow("mlld")])
 def test_values_and_gradients_stay_finite(name):
     f = jax.jit(jax.value_and_grad(LOSSES[name]))
@@ -143,6 +144,7 @@ def test_dkd_of_two_classes_has_no_non_target_part(double):
         dkd(Z[:, :1], T_LOGITS[:, :1], Y * 0)
 
 
+@pytest.mark.slow
 def test_dist_is_pearsons_correlation(double):
     p, q = softmax(Z / 2), softmax(T_LOGITS / 2)
     rho = lambda a, b: np.corrcoef(a, b)[0, 1]  # noqa: E731
