@@ -91,7 +91,7 @@ def test_law_3_shifted_logits(member, draw):
     laws.shifts(member, draw)
 
 
-@everyone
+@pytest.mark.parametrize("member", members.but_few_slowly(members.everyone()), ids=str, scope="module")
 @LAWS
 @given(draw=draws)
 def test_law_4_absent_examples(member, draw):
@@ -108,7 +108,7 @@ def test_law_4_regions_that_do_not_exist(member):
     laws.regions(member, door.Draw(31, 2.0, SHAPE))
 
 
-@everyone
+@pytest.mark.parametrize("member", members.but_few_slowly(members.everyone()), ids=str, scope="module")
 @pytest.mark.parametrize("shape", [(1, 2), SHAPE, *slow((2, 1000))], ids=str)
 def test_law_5_finite_at_extremes(member, shape):
     laws.finite(member, shape)
