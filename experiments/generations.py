@@ -28,7 +28,7 @@ from kdjax.stages import Stage, generations
 IGNORED = {name: common.ONLY[name] for name in ("recipe.temperatures", "teacher")}
 CHAINS = ("KD(UC)", "KD(C)")
 MOST = 100
-"""Generations; a chain of more is a slip of the keyboard, and too deep to walk."""
+"""Generations; a longer chain is taken for a typing error, and is too deep for the recursion that plans it."""
 Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 

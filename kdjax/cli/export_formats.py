@@ -80,7 +80,7 @@ def _stablehlo(predictor: Predictor, right: Callable, inputs: PyTree) -> Exporte
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise Refused(
             f"the network {predictor.described['model']!r} cannot be written for batches of any size "
-            f"({printable(reason, 200)}); write x.shape[0] where it has len(x) or a number of its own, or type "
+            f"({printable(reason, 200)}); write x.shape[0] in place of len(x) or of a fixed batch size, or type "
             "--format safetensors."
         ) from error
     try:

@@ -158,7 +158,7 @@ def _command(commands: argparse._SubParsersAction, name: str, run: Callable, pur
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-    help_text = "import first what registers methods, models or data sets of your own: A, or A,B"
+    help_text = "modules to import first, separated by commas, that register methods, models or data sets of your own"
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=help_text)
 
 

@@ -214,7 +214,7 @@ def _matrix(name: str, scores: np.ndarray) -> np.ndarray:
 
 
 def _refuse_extra(name: str, scores: np.ndarray, heads: tuple[str, ...]) -> None:
-    """Refuses a column whose removal leaves probabilities: one of a number that is no score."""
+    """Refuses a table of probabilities with one more column of numbers, which would make logits of them all."""
     if scores.shape[1] < 3 or np.isinf(scores).any():
         return
     total, low, high = scores.sum(axis=1, dtype=np.float64), scores.min(axis=0), scores.max(axis=0)

@@ -55,7 +55,8 @@ class Resampled(NamedTuple):
 
     Attributes:
       values: `top1`, `confidence`, `nll`, `brier`, `ece`, `ece_over`, `ece_under`, `smece`, `sce`, `aurc`, each as
-        `kdjax.metrics.evaluate` gives it, and `gap` = confidence - top1, which has a sign.
+        `kdjax.metrics.evaluate` gives it (but for confidences on an edge, see `bins` of `resampled`), and `gap` =
+        confidence - top1, which has a sign.
       draws: by the same names, [resamples].
       floor: ECE that a perfectly calibrated model with these confidences shows on average on this many examples.
       bins: top-label `Bins`, [M].

@@ -102,8 +102,8 @@ def crl(*, weight: Scalar = 1.0, **options: Any) -> Objective:
         logits, labels = output.logits, need(batch, "label", "crl")
         index = need(batch, "index", "crl")
         counts = jnp.asarray(state.counts)
-        # As the authors' code has it, who was not met counts 0; but with weights, who was not met in a whole epoch has
-        # weight 0, and would hold the minimum at 0 for ever.
+        # An example that no step has met counts 0, as in the authors' code. With weights, one that a whole epoch has
+        # not met has weight 0, and counting it would keep the minimum at 0.
         waiting = 0 if batch.weight is None else jnp.where(clock.epoch < 1, 0, jnp.max(counts))
         span = jnp.maximum(clock.epoch, 1) - jnp.min(jnp.where(counts < 0, waiting, counts))
         before = jnp.maximum(counts[index], 0)
