@@ -232,8 +232,8 @@ def read_own(
     for what, stems in (("train", ["train"]), ("calibration", CALIBRATION), ("test", ["test"])):
         found = [file for stem in stems if root.is_dir() and (file := find(root, stem))]
         if len(found) > 1:
-            names = " and ".join(file.name for file in found)
-            raise Refused(f"{root} has {names}; expected one file for {what}: keep one of them.")
+            listed = " and ".join(file.name for file in found)
+            raise Refused(f"{root} has {listed}; expected one file for {what}: keep one of them.")
         if found:
             files[what] = found[0]
     if "train" not in files or (root.is_dir() and "test" not in files):
