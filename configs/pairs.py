@@ -3,7 +3,7 @@
     python -m experiments.pairs --plan
     python -m experiments.pairs --config=configs/pairs.py:cpu
 
-Sizes: `paper` or none (240 epochs, eight pairs), `short` (30 epochs, two pairs, for one GPU), `cpu` (ResNet-20 to
+Sizes: `paper` or none (240 epochs, eleven pairs), `short` (30 epochs, two pairs, for one GPU), `cpu` (ResNet-20 to
 ResNet-8 on 1,280 images of the first 20 classes at 16x16, 60 epochs).
 
 mdistiller trains on all 50,000 images and reads its best epoch on the test set. Here a tenth is held out, the best
@@ -47,6 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
         ("vgg13", "vgg8"),
         ("vgg13", "mobilenet_v2_half"),
         ("resnet50", "mobilenet_v2_half"),
+        ("resnet32x4", "shufflenet_v1"),
+        ("wrn_40_2", "shufflenet_v1"),
+        ("resnet32x4", "shufflenet_v2"),
     )
     config.recipe.methods = ("kd", "mlld")
     # The teacher alone is tempered by T_c; 1 is the method as it was published, 1.5 is RTC.

@@ -62,21 +62,26 @@ def show(planned: Sequence[planning.Planned], probed: Probed | None = None) -> N
             row.stage.id,
             teacher,
             row.status,
-            str(row.steps),
-            f"{row.flops / 1e12:.3f}",
+            f"{row.steps:,}",
+            _tera(row.flops),
             size,
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     for line in dict.fromkeys(line for rows in kinds.values() for line in computed(rows[0].stage)):
         print(literal(line))
     todo = [row for row in planned if row.status != "done"]
-    print(f"{len(planned)} stages, {len(todo)} to run, about {sum(r.flops for r in todo) / 1e12:.3f} TFLOP.")
+    print(f"{len(planned)} stages, {len(todo)} to run, about {_tera(sum(r.flops for r in todo))} TFLOP.")
     if probed is not None:
         total = sum((row.steps - row.held) * probed.seconds[row.stage.id] for row in todo)
         print(
             f"About {total / 3600:.2f} hours of steps on this machine, one stage after the other, by {PROBED} steps of "
             f"each of {probed.kinds} kinds; compiling and evaluation are not counted."
         )
+
+
+def _tera(flops: float) -> str:
+    number = flops / 1e12
+    return f"{number:,.3f}" if number < 10 else f"{number:,.0f}"
 
 
 def _taught_by(stage: Stage) -> str:

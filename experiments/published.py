@@ -117,6 +117,9 @@ PAIRS: Mapping[tuple[str, str], Mapping[str, float | tuple[float, float]]] = {
     ("vgg13", "vgg8"): {"kd": 72.98, "mlld": 75.18, "kd gain": (0.13, 0.99), "mlld gain": (0.21, 0.45)},
     ("vgg13", "mobilenet_v2_half"): {"kd": 67.37, "mlld": 70.57, "kd gain": 2.17},
     ("resnet50", "mobilenet_v2_half"): {"kd": 67.35, "mlld": 71.04, "kd gain": 1.93},
+    ("resnet32x4", "shufflenet_v1"): {"kd": 74.07},
+    ("wrn_40_2", "shufflenet_v1"): {"kd": 74.83},
+    ("resnet32x4", "shufflenet_v2"): {"kd": 74.45, "mlld": 78.44},
 }
 
 # CIFAR-100, 17 teachers: R² of a straight line through student top-1 over the teacher's column, by student.

@@ -104,7 +104,8 @@ def read_table(
 
     Args:
       by_option: the columns were named by options of the data set `text`, and the sentence of a missing one says so.
-      pool: splits are drawn from the file, so that a column `split`, in whatever case, is refused.
+      pool: splits are drawn from the file, so that a column `split`, in whatever case, is refused. Elsewhere the file
+        is one split, and refused where such a column names several.
 
     Raises:
       Refused: another suffix; a file that cannot be read, by line; a column that is missing; a text that is no text.
@@ -116,13 +117,15 @@ def read_table(
         )
     texts: list[str] = []
     labels: list[Any] = []
+    splits: dict[str, int] = {}
     line = 0
     try:
         with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = _json_rows(file) if plain.suffix == ".jsonl" else _table_rows(file, plain.suffix)
             for line, row in rows:
-                if pool:
-                    _refuse_splits(path, {*row} - {*text_columns, label_column})
+                for column in _split_columns({*row} - {*text_columns, label_column}):
+                    splits.setdefault(str(row[column]), line)
+                    _refuse_splits(path, column, splits, pool)
                 for column in (*text_columns, label_column):
                     if row.get(column) is None:
                         option = "label_column" if column == label_column else "text_column"
@@ -150,15 +153,29 @@ def read_table(
     return texts, labels
 
 
-def _refuse_splits(path: Path, columns: Set[Any]) -> None:
-    """Refuses a column of splits, whose test rows would otherwise be drawn for training."""
-    for column in columns:
-        if str(column).strip().lower() == "split":
-            raise Refused(
-                f"{path} has a column {column!r}, and the test split of a single file is drawn from all its rows; "
-                "expected a folder with train.csv, test.csv and, if wanted, val.csv: write the rows of each split to "
-                f"a file of its own and set data.path=FOLDER, or remove the column {column!r}."
-            )
+def _split_columns(columns: Set[Any]) -> list[Any]:
+    return [column for column in columns if str(column).strip().lower() == "split"]
+
+
+def _refuse_splits(path: Path, column: str, splits: Mapping[str, int], pool: bool) -> None:
+    """Refuses a column of splits whose test rows would be trained on.
+
+    Args:
+      splits: the line in which each of its values stood first.
+    """
+    if pool:
+        raise Refused(
+            f"{path} has a column {column!r}, and the test split of a single file is drawn from all its rows; "
+            "expected a folder with train.csv, test.csv and, if wanted, val.csv: write the rows of each split to "
+            f"a file of its own and set data.path=FOLDER, or remove the column {column!r}."
+        )
+    if len(splits) > 1:
+        (first, _), (other, line) = splits.items()
+        raise Refused(
+            f"{path} has {first!r} and, in line {line}, {other!r} in its column {column!r}, and all its rows would be "
+            "one split; expected the rows of one split in each file of a folder: write the others to a file of their "
+            f"own, or remove the column {column!r}."
+        )
 
 
 def _hint(row: Mapping[Any, Any], column: str, named: Set[str], option: str) -> str:

@@ -81,7 +81,7 @@ def threshold(scores: Float[ArrayLike, "n"], alpha: float) -> float:
     if scores.ndim != 1 or scores.size == 0 or np.isnan(scores).any():
         raise Refused(f"conformal scores have shape {scores.shape}; expected [n], n >= 1, without NaN.")
     # (n + 1)(1 - α) is often whole, and its floating-point value just above it would ask for one rank more.
-    rank = int(np.ceil((scores.size + 1) * (1 - alpha) - 1e-9))
+    rank = max(1, int(np.ceil((scores.size + 1) * (1 - alpha) - 1e-9)))
     return float(np.partition(scores, rank - 1)[rank - 1]) if rank <= scores.size else float("inf")
 
 

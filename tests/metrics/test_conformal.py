@@ -62,6 +62,7 @@ def test_threshold_by_hand():
     assert conformal.threshold(scores, 0.1) == np.inf
     assert conformal.threshold(np.arange(1.0, 10.0), 0.1) == 9.0  # 10 * 0.9 is not 9 in floating point everywhere
     assert conformal.threshold(np.arange(1.0, 100.0), 0.07) == 93.0
+    assert conformal.threshold(np.arange(1.0, 100.0), 1 - 1e-12) == 1.0  # no rank below the first
 
 
 def test_scores_by_hand():

@@ -164,6 +164,13 @@ def test_val_is_the_calibration_split_of_a_folder(tmp_path):
     (tmp_path / "validation.csv").write_text("text,label\nhello,card\n")
     with pytest.raises(Refused, match="has valid.csv and validation.csv; expected one file for calibration"):
         text.user_texts(path=tmp_path)
+    (tmp_path / "validation.csv").unlink()
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("hello,card,test\n")
+    with pytest.raises(
+        Refused, match=r"train\.csv has 'train' and, in line 32, 'test' in its column 'split', .*remove"
+    ):
+        text.user_texts(path=tmp_path)
 
 
 def test_empty_texts_can_be_left_out(tmp_path, capsys):
