@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import optax
 
-from kdjax import step
-from kdjax.errors import Refused
+from kdjax import layout, step
+from kdjax.errors import Refused, within
 from kdjax.step import State
 from kdjax.tasks import Task, train_program
 from kdjax.teachers import Teacher
@@ -122,8 +122,12 @@ class Cohort:
     """
 
     def __init__(self, members: Sequence[Trainer]):
-        if not members:
-            raise Refused("a cohort has no members; give it at least one trainer.")
+        if not isinstance(members, list | tuple) or not members:
+            given = "no members" if isinstance(members, list | tuple) else f"a {type(members).__name__} as members"
+            raise Refused(
+                f"a cohort has {given}; expected a list of at least one trainer: type "
+                "Cohort([first, Trainer(task, beside=first)])."
+            )
         self.members = [*members]
         if len(members) > 1:
             refuse_different([{**shared(m.task), "devices": (m.mesh, str(m.mesh.devices.size))} for m in self.members])
@@ -162,6 +166,7 @@ class Cohort:
         Args:
           states: all at the same step; those at step 0 by default.
         """
+        within("every", every, 0)
         going = [*range(len(self.members))]
         current = dict(enumerate([member.init() for member in self.members] if states is None else states))
         outcomes: dict[int, Progress | Diverged] = {}
@@ -196,8 +201,9 @@ class Cohort:
         """The step that all states are at.
 
         Raises:
-          Refused: they are at different ones.
+          Refused: they are at different ones, or used up.
         """
+        layout.refuse_used_up(states)
         if len(states) == 1:
             return int(states[0].step)
         steps = sorted({int(state.step) for state in states})

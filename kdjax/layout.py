@@ -15,10 +15,10 @@ def mesh(devices: int = 0) -> Mesh:
     """A one-axis mesh called `data` over all devices of all processes, or over the first `devices`.
 
     Raises:
-      Refused: if more devices are asked for than exist.
+      Refused: if more devices are asked for than exist, or fewer than none.
     """
     available = jax.devices()
-    if devices > len(available):
+    if not 0 <= devices <= len(available):
         raise Refused(
             f"run.devices is {devices}, and {len(available)} exist; set run.devices to at most {len(available)}, or 0."
         )
@@ -32,6 +32,15 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         low = batch_size // n * n
         options = " or ".join(str(b) for b in (low, low + n) if b)
         raise Refused(f"batch_size {batch_size} is not a multiple of {n} devices; set it to {options}.")
+
+
+def refuse_used_up(tree: PyTree) -> None:
+    """Refuses arrays whose memory a step has taken over, as it does with every state that it is given."""
+    if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(tree)):
+        raise Refused(
+            "this state was given to a training step before, which took over its memory; call trainer.init() for "
+            "another, or keep jax.tree.map(jnp.copy, state) before it is trained."
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -15,6 +15,7 @@ from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.prepare import Tokens
 from kdjax.recipes import Optimizer, Recipe
+from kdjax.source_code import remembered
 from kdjax.types import Dataset, Model, Prepare, Transform
 
 
@@ -71,7 +72,7 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
         check_tokens(f"{dataset.name} {what}", getattr(dataset, what).inputs, rows)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered(4096)
 def _parts(recipe: Recipe, num_classes: int, kind: str, steps: int) -> Parts:
     objective = objectives.build(recipe.method, **recipe.options)
     methods = [(recipe.method, recipe.options)]
@@ -103,7 +104,7 @@ Brought = tuple[Callable[..., Transform], Options]
 
 
 # Equal transforms are one object, whatever T or alpha is, so that students can be asked whether theirs are the same.
-@functools.lru_cache(maxsize=4096)
+@remembered(4096)
 def _transform(
     entries: tuple[Any, ...], versions: tuple[str, ...], brought: tuple[Brought, ...], num_classes: int, kind: str
 ) -> Transform:

@@ -30,6 +30,7 @@ from kdjax.errors import Refused
 from kdjax.layout import mesh, place, replicated, to_host
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Data
+from kdjax.source_code import remembered
 from kdjax.stages import Stage, abstract_variables, dataset, folds
 from kdjax.tasks import Start
 from kdjax.teacher_pass import narrowed
@@ -239,7 +240,7 @@ def _calibrator(stage: Stage, name: str, workdir: Path) -> tuple[Any, PyTree]:
 
 
 # Students that share a teacher share the table, in one process; the next one computes the same bits again.
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def _logits_of(teacher: Stage, which: Data, batch_size: int, workdir: Path, devices: int) -> np.ndarray:
     """Logits [N, K] of a finished teacher on the training split of a data set, in evaluation mode.
 
@@ -248,7 +249,7 @@ def _logits_of(teacher: Stage, which: Data, batch_size: int, workdir: Path, devi
     return _predicted(teacher, dataset(which).train, batch_size, workdir, devices)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def _cross_fitted(parts: tuple[Stage, ...], which: Data, calibrator: str, workdir: Path, devices: int) -> np.ndarray:
     """Logits [N, K], each row from the one teacher that was not trained on the example."""
     examples = dataset(which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from kdjax.parts import parts
 from kdjax.processes import any_process
 from kdjax.results import Result
 from kdjax.settings import Interrupted, Settings
+from kdjax.source_code import replaced
 from kdjax.stages import Stage
 
 __all__ = [
@@ -56,9 +58,12 @@ def run_all(targets: Iterable[Stage], settings: Settings, reporter: console.Repo
     students. A stage that another process holds is left for later; when nothing else is left, it is waited for.
 
     Raises:
-      Refused, Interrupted, OSError: see `run_stage`.
+      Refused, Interrupted, OSError: see `run_stage`; Refused also a stage whose code was registered anew since it was
+        made.
     """
     reporter = reporter or console.Silent()
+    if isinstance(targets, Stage):
+        raise Refused("run_all got one Stage; expected a list of them: type run_all([stage], settings).")
     check_settings(settings)
     with signals.watched() as asked:
         queue = stages.order(targets)
@@ -84,6 +89,11 @@ def refuse_early(queue: Sequence[Stage], settings: Settings) -> None:
     """
     mesh, workdir = layout.mesh(settings.devices), Path(settings.workdir)
     for stage in queue:
+        if replaced() and stage.place is None and stage.id != dataclasses.replace(stage).id:
+            raise Refused(
+                f"stage {stage.name!r} was made before code that its recipe names was registered anew; make it again, "
+                "and the stages that it teaches: type Stage(recipe, teacher)."
+            )
         layout.check_batch(stage.recipe.batch_size, mesh)
     stages.check_all(queue, begin=lambda stage: not (stage.directory(workdir) / checkpoints.MANIFEST).exists())
     for group in groups(queue, settings.cohort):

@@ -55,6 +55,12 @@ def variables(of: Model, prepare: Prepare, raw: PyTree) -> PyTree:
     return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
 
+def logits(of: Model, prepare: Prepare, raw: PyTree) -> tuple[int, ...]:
+    """The shape of a network's logits for one batch of raw inputs."""
+    traced, like = model(of), variables(of, prepare, raw)
+    return jax.eval_shape(lambda v, x: traced.apply(v, prepare(x), train=False)[0].logits, like, raw).shape
+
+
 @functools.lru_cache(maxsize=256)
 def forward_flops(of: Model, prepare: Prepare, raw: tuple) -> float:
     """Floating-point operations of one example's forward pass, from the lowered program.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from kdjax.errors import Refused
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 REGISTERED: list[str] = []
 """What was registered in this process, in order; another process knows of it only if it imports the same modules."""
@@ -42,3 +45,37 @@ def source_version(what: str, function: Callable[..., Any], version: str = "") -
             "another one whenever the code changes."
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_REPLACED = [0]
+
+
+def replaces(old: Any, new: Any) -> None:
+    """Notes that a registered name now stands for other code, where it does."""
+    _REPLACED[0] += old != new
+
+
+def replaced() -> int:
+    """How often a registered name has got other code in this process, as when a notebook's cell is run again."""
+    return _REPLACED[0]
+
+
+def remembered(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """`functools.lru_cache` for what is made of registered code by its name: other code is not taken for the same."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        cached = functools.lru_cache(maxsize)(lambda _, *args, **options: function(*args, **options))
+
+        @functools.wraps(function)
+        def get(*args: P.args, **options: P.kwargs) -> T:
+            return cached(replaced(), *args, **options)
+
+        return get
+
+    return decorate
+
+
+def identity(function: Any) -> tuple[str, str]:
+    """Module and name, by which code that was changed is known again."""
+    inner = getattr(function, "func", function)  # a partial
+    return getattr(inner, "__module__", ""), getattr(inner, "__qualname__", repr(inner))

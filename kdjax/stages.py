@@ -25,6 +25,7 @@ from kdjax import checkpoints, data, layout, limits, manifests, outputs, shapes,
 from kdjax.errors import Refused
 from kdjax.parts import parts
 from kdjax.recipes import Data, Recipe
+from kdjax.source_code import remembered
 from kdjax.step import State
 from kdjax.types import Dataset, PyTree
 
@@ -134,13 +135,13 @@ def dataset(which: Data) -> Dataset:
     return _without_part(which) if which.fold else _loaded(which)
 
 
-@functools.lru_cache(maxsize=8)
+@remembered(8)
 def _loaded(which: Data) -> Dataset:
     return data.load(which.name, **which.given())
 
 
 # Apart from the sets that are loaded: a table leaves out many parts, and would crowd out what they are parts of.
-@functools.lru_cache(maxsize=8)
+@remembered(8)
 def _without_part(which: Data) -> Dataset:
     part, count, seed = which.fold
     return data.without(_loaded(dataclasses.replace(which, fold=())), (part, count, seed))
@@ -190,17 +191,15 @@ def _check(stage: Stage) -> None:
             raise Refused(f"stage {stage.name!r} begins with init='teacher' and has none; give it one, or a folder.")
         starts.check_teacher(recipe, stage.teacher.recipe)
     elif recipe.distill is None and stage.teacher is not None:
-        raise Refused(
-            f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method, e.g. kd."
-        )
+        raise Refused(f"stage {stage.name!r} has a teacher and no distillation term; set recipe.distill.method=kd.")
     if stage.as_soft_as is not None and stage.teacher is None:
         raise Refused(f"stage {stage.name!r} has as_soft_as and no teacher that could be tempered; give it one.")
-    parts(recipe, dataset(recipe.data))
+    parts(recipe, examples := dataset(recipe.data))
     if recipe.distill is not None:
-        outputs.how(recipe, dataset(recipe.data))
+        outputs.how(recipe, examples)
     for parent in (stage.teacher, stage.as_soft_as):
         if parent is not None and parent.recipe.data != recipe.data:
-            data.verify_splits(dataset(parent.recipe.data), dataset(recipe.data))
+            data.verify_splits(dataset(parent.recipe.data), examples)
 
 
 def check_all(queue: Iterable[Stage], begin: Callable[[Stage], bool]) -> None:
@@ -260,7 +259,7 @@ def abstract_teacher(recipe: Recipe, teacher_recipe: Recipe) -> teachers.Teacher
     return table
 
 
-@functools.lru_cache(maxsize=256)
+@remembered(256)
 def _rehearse(recipe: Recipe, teacher_recipe: Recipe | None) -> None:
     made, mesh = _abstract_task(recipe, teacher_recipe), layout.mesh(1)
     state, variables = abstract_state(recipe, teacher_recipe), tasks.teacher_variables(made)
@@ -283,7 +282,7 @@ def _abstract_task(recipe: Recipe, teacher_recipe: Recipe | None) -> tasks.Task:
     return made._replace(parts=pieces, teacher=teacher and teacher._replace(apply=shapes.teacher(teacher.apply)))
 
 
-@functools.lru_cache(maxsize=256)
+@remembered(256)
 def abstract_state(recipe: Recipe, teacher_recipe: Recipe | None) -> State:
     """The state of a kind of stage, and of that of its teacher, as shapes and dtypes; nothing is compiled."""
     return tasks.abstract(_abstract_task(recipe, teacher_recipe), layout.mesh(1))

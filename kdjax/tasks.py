@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import data, layout, precompute, programs, starts, step, teachers
+from kdjax import data, layout, models, precompute, programs, shapes, starts, step, teachers
 from kdjax.errors import Refused
 from kdjax.parts import Parts, parts
 from kdjax.recipes import Recipe
@@ -71,8 +71,8 @@ def task(
       start: reads the variables at step 0, where the recipe does not (`init` of a folder) and they are not drawn.
 
     Raises:
-      Refused: a recipe that distills without a teacher, or the reverse; arguments of another kind; whatever
-        `kdjax.parts.parts` refuses.
+      Refused: a recipe that distills without a teacher, or the reverse; arguments of another kind; a network of your
+        own that has another number of classes; whatever `kdjax.parts.parts` refuses.
     """
     if not isinstance(recipe, Recipe):
         raise Refused(
@@ -118,6 +118,8 @@ def task(
     pieces = parts(recipe, dataset)
     if model is not None:
         pieces = pieces._replace(model=model)
+    if model is not None or models.version(recipe.model):
+        _refuse_other_classes(pieces, dataset)
     if optimizer is not None:
         pieces = pieces._replace(optimizer=optimizer, schedule=None)
     if start is None and recipe.init:
@@ -126,6 +128,17 @@ def task(
     if teacher is not None and teacher.by_epoch is None:
         teacher = prepared(teacher, pieces, dataset)
     return Task(pieces, dataset, teacher, recipe.epochs, recipe.batch_size, recipe.seed, start, given)
+
+
+def _refuse_other_classes(pieces: Parts, dataset: Dataset) -> None:
+    """Refuses a network from outside whose logits are not one for each class of the data set."""
+    one = example(dataset.train)
+    wanted = (1, *np.shape(dataset.train.label)[1:], dataset.num_classes)
+    if (shape := shapes.logits(pieces.model, pieces.prepare, one)) != wanted:
+        raise Refused(
+            f"the network returns logits of shape {list(shape)} for one example, and {dataset.name!r} has "
+            f"{dataset.num_classes} classes; expected {list(wanted)}: give its last layer num_classes outputs."
+        )
 
 
 def init_program(task: Task, mesh: Mesh) -> programs.Program:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +51,8 @@ class Trainer:
         readers: int = 8,
         beside: Trainer | None = None,
     ):
+        if not isinstance(task, Task):
+            raise Refused(f"Trainer got a {type(task).__name__}; expected a Task: type Trainer(task(recipe, dataset)).")
         self.task = task
         if beside is not None:
             refuse_different([shared(beside.task), shared(task)])
@@ -97,13 +99,15 @@ class Trainer:
         """Trains from `state` to the end of the run; yields after every epoch, its refresh included.
 
         Args:
-          state: from step 0 by default; any other step goes on from there, in mid-epoch too.
+          state: from step 0 by default; any other step goes on from there, in mid-epoch too. It is used up: the first
+            step takes over its memory.
           every: yield also after every so many steps; 0 only at the end of epochs.
           asked: asked after each call; once True, the steps so far are yielded and the caller decides.
           evaluate: compute `calibration_logits` every epoch, and not only for objectives that refresh on them.
 
         Raises:
           Diverged: a term, or a logit of the calibration split, is not finite.
+          Refused: a state that was trained on before.
         """
         states = None if state is None else [state]
         for (outcome,) in Cohort([self]).epochs(states, every=every, asked=asked, evaluate=evaluate):
@@ -141,7 +145,17 @@ class Trainer:
         return state._replace(objective=program(state.objective, rows, labels)), logits
 
     def predict(self, variables: PyTree, split: Split) -> np.ndarray:
-        """Logits [N, K] or [N, R, K] of a split, every example once."""
+        """Logits [N, K] or [N, R, K] of a split, every example once.
+
+        Raises:
+          Refused: something else than a network's variables and a split; variables of a state that was trained on.
+        """
+        if not isinstance(split, Split) or not isinstance(variables, Mapping):
+            raise Refused(
+                f"Trainer.predict got a {type(variables).__name__} and a {type(split).__name__}; expected variables "
+                "and a split: type trainer.predict(state.variables, dataset.test)."
+            )
+        layout.refuse_used_up(variables)
         feed: Feed = None
         if split is self._lead.task.dataset.calibration and not data.is_lazy(split):
             feed = self._lead._calibration = self._lead._calibration or self._resident(split)
@@ -197,7 +211,7 @@ def usual_steps_per_call(per_epoch: int, platform: str) -> int:
 
 
 def fit(trainer: Trainer, state: State | None = None) -> State:
-    """Trains to the end in memory, without files; returns the last state."""
+    """Trains to the end in memory, without files; returns the last state. The state passed in is used up."""
     state = trainer.init() if state is None else state
     for progress in trainer.epochs(state):
         state = progress.state

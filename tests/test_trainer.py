@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import data, models, teachers
-from kdjax.cohort import Diverged
+from kdjax import data, models, register, teachers, transforms
+from kdjax.cohort import Cohort, Diverged
 from kdjax.errors import Refused
+from kdjax.parts import parts
 from kdjax.recipes import Optimizer
+from kdjax.runs import refuse_early, run_all
+from kdjax.settings import Settings
+from kdjax.stages import Stage
 from kdjax.trainer import Trainer, cross_fitted, fit, task
 from tests import tiny
 
@@ -112,3 +116,81 @@ def test_a_distilling_recipe_is_refused():
 def test_a_feed_that_does_not_exist_is_refused():
     with pytest.raises(Refused, match="feed is 'stream', which does not exist; did you mean streamed"):
         Trainer(task(RECIPE, dataset()), devices=1, feed="stream")
+
+
+def test_what_is_no_argument_of_a_trainer_is_one_sentence():
+    made = task(RECIPE, dataset())
+    trainer = Trainer(made, devices=1)
+    state = trainer.init()
+    wrong = {
+        "Trainer got a Recipe; expected a Task": lambda: Trainer(RECIPE),
+        "run.devices is -1": lambda: Trainer(made, devices=-1),
+        "every is -1": lambda: next(trainer.epochs(state, every=-1)),
+        "got a State and a Split; .*state.variables": lambda: trainer.predict(state, made.dataset.test),
+        "and a ndarray; .*a split": lambda: trainer.predict(state.variables, np.zeros((2, 8, 8, 1))),
+        "a cohort has a Trainer as members; expected a list": lambda: Cohort(trainer),
+        r"one Stage; .*run_all\(\[stage\]": lambda: run_all(Stage(RECIPE), Settings()),
+    }
+    for sentence, call in wrong.items():
+        with pytest.raises(Refused, match=sentence):
+            call()
+
+
+def test_a_state_that_was_trained_on_is_used_up():
+    trainer = Trainer(task(RECIPE, dataset()), devices=1)
+    before = trainer.init()
+    next(trainer.steps(before, stop=1))
+    for call in (
+        lambda: trainer.predict(before.variables, trainer.task.dataset.test),
+        lambda: fit(trainer, before),
+        lambda: next(trainer.steps(before)),
+    ):
+        with pytest.raises(Refused, match=r"given to a training step before, .*trainer.init\(\)"):
+            call()
+
+
+@pytest.mark.parametrize("outputs", [1, tiny.CLASSES - 1, tiny.CLASSES + 3])
+def test_a_network_of_another_number_of_classes_is_refused(outputs):
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Dense(outputs)(inputs.reshape(inputs.shape[0], -1))
+
+    with pytest.raises(Refused, match=rf"shape \[1, {outputs}\] .* has 4 classes; expected \[1, 4\]"):
+        task(RECIPE, dataset(), model=models.linen(Narrow()))
+
+
+def _shift(by):
+    def anew():
+        return lambda key, batch: batch._replace(inputs=batch.inputs + by)
+
+    return anew
+
+
+def _net(width):
+    def anew(num_classes):
+        return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(width), nn.Dense(num_classes)])
+
+    return anew
+
+
+def test_code_that_is_registered_anew_is_what_runs(tmp_path, monkeypatch):
+    """As where a cell of a notebook is run again, also under a version that its author left as it was."""
+    monkeypatch.setattr(transforms, "TRANSFORMS", dict(transforms.TRANSFORMS))
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    register.transform("anew", _shift(0.0), version="1")
+    register.model("anew", _net(4), version="1")
+    recipe = tiny.recipe(tiny.npz(tmp_path), transform=("anew",), model="anew")
+    before, stage = parts(recipe, dataset()), Stage(recipe)
+    assert parts(recipe, dataset()).model is before.model and stage.id == Stage(recipe).id
+    register.transform("anew", _shift(50.0), version="2")
+    register.model("anew", _net(100), version="1")
+    after = parts(recipe, dataset())
+    assert after.transform is not before.transform and after.model is not before.model
+    assert stage.id != Stage(recipe).id
+    with pytest.raises(Refused, match="made before code that its recipe names was registered anew; make it again"):
+        refuse_early([stage], Settings(workdir=str(tmp_path)))
+    refuse_early([Stage(recipe)], Settings(workdir=str(tmp_path)))
+    for taken in (register.transform, register.model):
+        with pytest.raises(Refused, match="'anew' exists already"):
+            taken("anew", tiny.recipe, version="1")

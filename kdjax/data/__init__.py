@@ -31,7 +31,7 @@ from kdjax.data.splits import ClassWeight, assemble, existing_index, existing_ro
 from kdjax.data.streaming import prediction_batches, streamed
 from kdjax.errors import Refused, nearest, one_of
 from kdjax.feeds import FEEDS
-from kdjax.source_code import source_version
+from kdjax.source_code import identity, replaces, source_version
 from kdjax.types import Dataset
 
 __all__ = [
@@ -94,11 +94,13 @@ def register(name: str, source: Callable[..., Source], version: str = "") -> Non
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise Refused(f"a data set is registered as {name!r}; expected a name such as 'my_set'.")
-    if name in SOURCES and SOURCES[name] is not source and name not in _VERSIONS:
+    known = SOURCES.get(name, source)
+    if known is not source and (name not in _VERSIONS or identity(known) != identity(source)):
         raise Refused(f"data set {name!r} exists already; register another name.")
     if not callable(source):
         raise Refused(f"data set {name!r} is registered with {source!r}; expected a function that returns a Source.")
     _VERSIONS[name] = source_version(f"data set {name!r}", source, version)
+    replaces(known, source)
     SOURCES[name] = source
 
 

@@ -39,6 +39,7 @@ from kdjax.models.linen_adapter import linen as linen
 from kdjax.models.nnx_adapter import nnx as nnx
 from kdjax.models.source import author_version, source_hash
 from kdjax.options import Options, frozen
+from kdjax.source_code import identity, replaces
 from kdjax.types import Model, PyTree
 
 FAMILIES: tuple[Any, ...] = (wrn, resnet, mobilenet, densenet, shufflenet, small, transformer)
@@ -127,7 +128,7 @@ def register(name: str, factory: Callable[..., Any], *, describe: str = "", vers
             f"a model is named {name!r}; expected a name of letters, digits and underscores, such as 'my_net'."
         )
     known = MODELS.get(name) or _parse(name)
-    if known is not None and (not known.version or _identity(known.factory) != _identity(factory)):
+    if known is not None and (not known.version or identity(known.factory) != identity(factory)):
         raise Refused(f"the model {name!r} exists already ({known.whose}); register yours under another name.")
     if not callable(factory) or "num_classes" not in parameters(factory):
         raise Refused(
@@ -135,6 +136,8 @@ def register(name: str, factory: Callable[..., Any], *, describe: str = "", vers
             "num_classes."
         )
     version = author_version(version, name) if version else source_hash(factory, name)
+    if known is not None:
+        replaces(known.factory, factory)
     MODELS[name] = Entry(factory, describe or "from outside kdjax", version=version)
 
 
@@ -193,7 +196,3 @@ def _parse(name: str) -> Entry | None:
     """The entry of a name that a family makes from its numbers."""
     entries = (family.parse(name) for family in FAMILIES if hasattr(family, "parse"))
     return next((entry for entry in entries if entry is not None), None)
-
-
-def _identity(factory: Callable[..., Any]) -> tuple[str, str]:
-    return getattr(factory, "__module__", ""), getattr(factory, "__qualname__", repr(factory))

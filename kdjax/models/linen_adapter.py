@@ -62,15 +62,19 @@ def linen(module: nn.Module, *, name: str = "", version: str = "") -> Model:
         )
     name = name or type(module).__name__
     version = author_version(version, name) if version else source_hash(module, name)
+    return as_model(module, name, version)
+
+
+def as_model(module: Any, name: str, version: str = "") -> Model:
+    """`linen` for a module that is known to be one; equal modules give the same `Model`, and share compiled steps."""
     try:
-        return as_model(module, name, version)
-    except TypeError:  # an attribute that cannot be hashed
-        return as_model.__wrapped__(module, name, version)
+        return _as_model(module, name, version)
+    except TypeError:  # an attribute that cannot be hashed, such as the list of a Sequential
+        return _as_model.__wrapped__(module, name, version)
 
 
 @functools.lru_cache(maxsize=256)
-def as_model(module: Any, name: str, version: str = "") -> Model:
-    """`linen` for a module that is known to be one; equal modules give the same `Model`, and share compiled steps."""
+def _as_model(module: Any, name: str, version: str) -> Model:
     flags = call_flags(type(module).__call__, name)
     attributes = [flag for flag in FLAGS if flag in module.__dataclass_fields__ and flag not in flags]
 

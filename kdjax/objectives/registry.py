@@ -13,7 +13,7 @@ from kdjax.objectives.distillers import DISTILLERS
 from kdjax.objectives.shaping import canonical
 from kdjax.objectives.terms import FIELDS, arguments, of_loss, reads
 from kdjax.options import Options, resolve
-from kdjax.source_code import source_version
+from kdjax.source_code import replaces, source_version
 from kdjax.types import Scalar
 
 METHODS: dict[str, Method] = {**CALIBRATORS, **DISTILLERS}
@@ -73,6 +73,9 @@ def distilled(
     """(1 - alpha) * label_term + alpha * soft_term, or weights[0] and weights[1] where a paper uses free weights."""
     of_label, of_soft = weights or (1 - alpha, alpha)
     return blend((of_label, label_term), (of_soft, soft_term))
+
+
+_REGISTERED: dict[str, Callable[..., Any]] = {}
 
 
 def register(
@@ -137,5 +140,7 @@ def register(
     if name in METHODS and METHODS[name].version != version:
         raise Refused(f"the method {name!r} exists already, with other code; choose another name.")
     formula = formula or (inspect.getdoc(method) or name).splitlines()[0]
+    replaces(_REGISTERED.setdefault(name, method), method)
+    _REGISTERED[name] = method
     METHODS[name] = Method(builder, role, needs, formula, source, version=version, **more)
     return METHODS[name]

@@ -24,6 +24,7 @@ from kdjax.posthoc.temperature import (
     fit_temperature_grid_mdca,
     fit_temperature_grid_torrvision,
 )
+from kdjax.source_code import replaces
 
 POSTHOC: dict[str, PostHoc] = {
     "temperature": PostHoc(
@@ -153,6 +154,8 @@ def register(name: str, fit: Callable[..., Params], apply: Callable[..., Any], v
     version = made.version
     if name in POSTHOC and (POSTHOC[name].form or POSTHOC[name].version != version):
         raise Refused(f"the post-hoc method {name!r} exists already, with other code; choose another name.")
+    if name in POSTHOC:
+        replaces((POSTHOC[name].fit, POSTHOC[name].apply), (fit, apply))
     POSTHOC[name] = made
     return made
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.errors import Refused, nearest, one_of
-from kdjax.source_code import source_version
+from kdjax.source_code import identity, replaces, source_version
 from kdjax.transforms.augment import rand_augment
 from kdjax.transforms.mixing import mix, mixup
 from kdjax.transforms.pixels import cutout, flip, gaussian_noise, normalize, pad_crop
@@ -145,11 +145,14 @@ def register(name: str, factory: Callable[..., Transform], kind: str = "any", ve
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise Refused(f"a transform is registered as {name!r}; expected a name such as 'invert'.")
-    if name in TRANSFORMS and not TRANSFORMS[name].version:
+    known = TRANSFORMS.get(name)
+    if known is not None and (not known.version or identity(known.factory) != identity(factory)):
         raise Refused(f"transform {name!r} exists already; register another name.")
     if not callable(factory):
         raise Refused(f"transform {name!r} is registered with {factory!r}; expected a function that makes a transform.")
     kinds = KINDS if one_of("kind", kind, (*KINDS, "any")) == "any" else (kind,)
+    if known is not None:
+        replaces(known.factory, factory)
     TRANSFORMS[name] = Registered(factory, kinds, source_version(f"transform {name!r}", factory, version))
 
 
