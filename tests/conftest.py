@@ -24,7 +24,8 @@ _limit = [STEP]
 
 
 COMPILE = {"users": "as users compile", "quick": "without LLVM's expensive passes", "draft": "nor XLA's fusions"}
-_DRAFT = "--xla_cpu_use_fusion_emitters=false"
+# LLVM goes over a program in one piece: in 32, which it may compile side by side, small programs take a fifth longer.
+_DRAFT = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def pytest_addoption(parser):
