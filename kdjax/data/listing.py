@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,7 +130,13 @@ def _read_parquet(table: Path) -> dict[str, list[str]]:
     except (OSError, ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise Refused(f"{table} cannot be read as Parquet ({reason}); expected columns of text and numbers.") from error
-    return {name: ["" if value is None else str(value) for value in read.column(name).to_pylist()] for name in names}
+    return {name: [_as_text(value, name) for value in read.column(name).to_pylist()] for name in names}
+
+
+def _as_text(value: object, column: str) -> str:
+    """A value of Parquet as a CSV would hold it; a missing number is NaN where pandas has written it."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value) if column == "path" else str(value).strip()
 
 
 def _refuse_or_name_others(table: Path, others: Sequence[str]) -> None:
@@ -146,7 +154,7 @@ def _refuse_or_name_others(table: Path, others: Sequence[str]) -> None:
 
 def _as_integers(values: Sequence[str]) -> np.ndarray:
     """Integers where all of them are, else the texts."""
-    if all(value.lstrip("-").isdecimal() and len(value) < 10 for value in values):
+    if all(re.fullmatch(r"-?\d+", value) and len(value) < 10 for value in values):
         return np.array([int(value) for value in values], np.int64)
     return np.array(values)
 

@@ -53,6 +53,12 @@ def test_parquet_is_the_same(folder):
     with pytest.warns(UserWarning, match="also holds 'more', which nothing uses"):
         data = load("files", path=folder / "mine.parquet", cache_dir=folder / "cache")
     assert data.fingerprint == load("files", **table(folder)).fingerprint
+    spaced = {**columns, "label": [f"{name}{' ' * (i % 2)}" for i, name in enumerate(columns["label"])]}
+    parquet.write_table(pyarrow.table(spaced), folder / "mine.parquet")
+    assert load("files", path=folder / "mine.parquet", cache_dir=folder / "cache").label_names == NAMES
+    parquet.write_table(pyarrow.table({**columns, "label": [1.0] * 29 + [np.nan]}), folder / "mine.parquet")
+    with pytest.raises(Refused, match="has no label in row 30; fill it in"):
+        load("files", path=folder / "mine.parquet")
     (folder / "mine.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(Refused, match="cannot be read as Parquet"):
         load("files", path=folder / "mine.parquet")
@@ -67,6 +73,7 @@ def test_parquet_is_the_same(folder):
         ({"n": 0}, "a header and no rows"),
         ({"row": lambda i: f"photos/{i}.png,"}, "no label in row 1"),
         ({"row": lambda i: f"photos/{i}.png,{i % 3}"}, "does not say how many classes"),
+        ({"row": lambda i: f"absent/{i}.png,{'--1' if i % 2 else '1'}"}, r"absent/\d+.png cannot be read"),
         ({"row": lambda i: f"absent/{i}.png,{NAMES[i % 3]}"}, r"absent/\d+.png cannot be read .No such file"),
         ({"row": lambda i: f"photos/{i}\0.png,{NAMES[i % 3]}"}, "cannot be read"),
         (
