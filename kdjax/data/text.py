@@ -30,7 +30,7 @@ from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer
 from kdjax.huggingface.tokenizer import train_vocabulary
 from kdjax.huggingface.vocabulary import Vocabulary
-from kdjax.options import integer
+from kdjax.options import flag, integer
 from kdjax.prepare import Tokens
 from kdjax.types import Dataset
 
@@ -64,8 +64,11 @@ def tokenized(
       cache_dir: where the ids of a set that is not small are kept, as in `cache.default_folder`.
 
     Raises:
-      Refused: what `Tokenizer.from_folder` and `train_vocabulary` refuse; a length below 3.
+      Refused: what `Tokenizer.from_folder` and `train_vocabulary` refuse; a length below 3; a split without texts.
     """
+    flag()("data.options.lowercase", lowercase)
+    if none := [what for what in PARTS if what in raw.splits and not raw.splits[what].text]:
+        raise Refused(f"{raw.name} has no texts for {none[0]}; expected two or more of some class: add texts.")
     rows, how = kept_rows(raw, split_seed, calibration_fraction, calibration_split)
     texts = {what: raw.splits[what].text for what in PARTS if what in raw.splits}
     hashes = {what: contents(of_split) for what, of_split in texts.items()}

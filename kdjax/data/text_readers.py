@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
-import json
-import lzma
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax.data.paths import CALIBRATION
+from kdjax.data.text_tables import ENDS, read_table
 from kdjax.errors import Refused, nearest
-
-SUFFIXES = (".jsonl", ".csv", ".tsv")
-PACKED: Mapping[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 
 
 class Texts(NamedTuple):
@@ -66,8 +59,8 @@ def text_dir(path: str | os.PathLike | None) -> Path:
 def read_folder(
     name: str, path: str | os.PathLike | None, *, folder: str = "", text_columns: Sequence[str] = ("text",)
 ) -> Raw:
-    """A set of JSON lines: FOLDER/{train,validation,test}.jsonl with `text` and `label`, and labels.txt in label "
-    "order."""
+    """A set of JSON lines: FOLDER/{train,validation,test}.jsonl with `text` and `label`, and labels.txt in label
+    order."""
     root = text_dir(path) / (folder or name)
     if not root.is_dir():
         near = sorted(p.name for p in root.parent.iterdir() if p.is_dir())
@@ -78,135 +71,23 @@ def read_folder(
     label_names = tuple(names.read_text(encoding="utf-8").splitlines())
     splits = {}
     for what, stem in (("train", "train"), ("calibration", "validation"), ("test", "test")):
-        if file := find(root, stem):
+        if file := find(root, what, [stem]):
             texts, labels = read_table(file, text_columns=text_columns)
             splits[what] = Texts(texts, numbered(file, labels, label_names))
     return Raw(name, splits, len(label_names), label_names)
 
 
-def find(folder: Path, stem: str) -> Path | None:
-    """FOLDER/stem with the first suffix that exists, packed or not."""
-    ends = [suffix + packed for suffix in SUFFIXES for packed in ("", *PACKED)]
-    return next((file for end in ends if (file := folder / (stem + end)).is_file()), None)
-
-
-def read_table(
-    path: Path,
-    *,
-    text_columns: Sequence[str] = ("text",),
-    label_column: str = "label",
-    by_option: bool = False,
-    pool: bool = False,
-) -> tuple[list[str], list[Any]]:
-    """(texts, labels) of a `.jsonl`, `.csv` or `.tsv`, UTF-8, packed by gzip or xz or not; tables have a header.
-
-    Several text columns are joined by a full stop.
-
-    Args:
-      by_option: the columns were named by options of the data set `text`, and the sentence of a missing one says so.
-      pool: splits are drawn from the file, so that a column `split`, in whatever case, is refused. Elsewhere the file
-        is one split, and refused where such a column names several.
+def find(folder: Path, what: str, stems: Sequence[str]) -> Path | None:
+    """The file of a split, FOLDER/stem with any suffix, packed or not.
 
     Raises:
-      Refused: another suffix; a file that cannot be read, by line; a column that is missing; a text that is no text.
+      Refused: two of them.
     """
-    plain = path.with_suffix("") if path.suffix in PACKED else path
-    if plain.suffix not in SUFFIXES:
-        raise Refused(
-            f"{path} ends in {plain.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}, or one of them packed."
-        )
-    texts: list[str] = []
-    labels: list[Any] = []
-    splits: dict[str, int] = {}
-    line = 0
-    try:
-        with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = _json_rows(file) if plain.suffix == ".jsonl" else _table_rows(file, plain.suffix)
-            for line, row in rows:
-                for column in _split_columns({*row} - {*text_columns, label_column}):
-                    splits.setdefault(str(row[column]), line)
-                    _refuse_splits(path, column, splits, pool)
-                for column in (*text_columns, label_column):
-                    if row.get(column) is None:
-                        option = "label_column" if column == label_column else "text_column"
-                        hint = _hint(row, column, {*text_columns, label_column}, option if by_option else "")
-                        raise Refused(f"{path} has no {column!r} in line {line}; {hint}")
-                parts, label = [row[column] for column in text_columns], row[label_column]
-                if (
-                    not all(isinstance(part, str) for part in parts)
-                    or not isinstance(label, str | int)
-                    or isinstance(label, bool)
-                ):
-                    raise Refused(
-                        f"{path} holds {parts} with the label {label!r} in line {line}; expected a text, and a name or "
-                        "an "
-                        "integer as label."
-                    )
-                texts.append(". ".join(parts))
-                labels.append(label)
-    except (OSError, EOFError, lzma.LZMAError, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Refused(
-            f"{path} cannot be read after line {line} ({error}); expected UTF-8 {plain.suffix[1:]}."
-        ) from error
-    if not texts:
-        raise Refused(f"{path} has no rows; expected a text and a label in each.")
-    return texts, labels
-
-
-def _split_columns(columns: Set[Any]) -> list[Any]:
-    return [column for column in columns if str(column).strip().lower() == "split"]
-
-
-def _refuse_splits(path: Path, column: str, splits: Mapping[str, int], pool: bool) -> None:
-    """Refuses a column of splits whose test rows would be trained on.
-
-    Args:
-      splits: the line in which each of its values stood first.
-    """
-    if pool:
-        raise Refused(
-            f"{path} has a column {column!r}, and the test split of a single file is drawn from all its rows; "
-            "expected a folder with train.csv, test.csv and, if wanted, val.csv: write the rows of each split to "
-            f"a file of its own and set data.path=FOLDER, or remove the column {column!r}."
-        )
-    if len(splits) > 1:
-        (first, _), (other, line) = splits.items()
-        raise Refused(
-            f"{path} has {first!r} and, in line {line}, {other!r} in its column {column!r}, and all its rows would be "
-            "one split; expected the rows of one split in each file of a folder: write the others to a file of their "
-            f"own, or remove the column {column!r}."
-        )
-
-
-def _hint(row: Mapping[Any, Any], column: str, named: Set[str], option: str) -> str:
-    """What to type where a row has no such column, or an empty place in it."""
-    if column in row:
-        return "expected a value in every row: fill it in, or remove the row."
-    there = [str(name) for name in row if name is not None]
-    hint = nearest(column, there) if there else "expected a row of named values."
-    if not option or not (others := [name for name in there if name not in named]):
-        return hint
-    # The label mostly stands last, and the text is the longest.
-    likely = others[-1] if option == "label_column" else max(others, key=lambda name: len(str(row[name])))
-    close = difflib.get_close_matches(column, others, n=1, cutoff=0.5)
-    return f"{hint} Rename it, or set data.options.{option}={(close or [likely])[0]}."
-
-
-def _json_rows(file: IO[str]):
-    for line, text in enumerate(file, 1):
-        if text.strip():
-            row = json.loads(text)
-            yield line, row if isinstance(row, dict) else {}
-
-
-def _table_rows(file: IO[str], suffix: str):
-    # Tab-separated files have no quoting by convention: a text may begin with a quotation mark.
-    quoting = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if suffix == ".tsv" else ","
-    reader: Any = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[call-overload]
-    for row in reader:
-        yield reader.line_num, row
+    found = [file for stem in stems for end in ENDS if (file := folder / (stem + end)).is_file()]
+    if len(found) > 1:
+        listed = " and ".join(file.name for file in found)
+        raise Refused(f"{folder} has {listed}; expected one file for {what}: keep one of them.")
+    return found[0] if found else None
 
 
 def numbered(where: object, labels: Sequence[Any], names: Sequence[str]) -> np.ndarray:
@@ -236,28 +117,38 @@ def read_own(
     text_column: str,
     label_column: str,
 ) -> Raw:
-    """A file, or a folder with train, test and perhaps val (also calibration, valid, validation), in the formats of
-    `read_table`.
+    """A file, or a folder with train, test and perhaps val (also calibration, valid, validation, dev), in the formats
+    of `read_table`. Other tables of the folder are named in a warning.
 
     Labels are names, numbered in sorted order, or integers in [0, num_classes). A single file is one pool, under
     "train".
     """
     if path is None:
         raise Refused("data set 'text' needs a file or a folder; set data.path=FILE.csv (columns text and label).")
+    if not isinstance(path, str | os.PathLike):
+        raise Refused(f"data.path is {path!r}; expected the path of a file or a folder: set data.path=FILE.csv.")
+    for option, column in (("text_column", text_column), ("label_column", label_column)):
+        if not isinstance(column, str):
+            raise Refused(
+                f"data.options.{option} is {column!r}; expected the name of one column: set data.options.{option}=NAME."
+            )
+    if text_column == label_column:
+        raise Refused(
+            f"data.options.text_column and label_column are both {text_column!r}; expected two columns: set "
+            "data.options.label_column=NAME."
+        )
     root = Path(path).expanduser()
     files = {"train": root} if root.is_file() else {}
-    for what, stems in (("train", ["train"]), ("calibration", CALIBRATION), ("test", ["test"])):
-        found = [file for stem in stems if root.is_dir() and (file := find(root, stem))]
-        if len(found) > 1:
-            listed = " and ".join(file.name for file in found)
-            raise Refused(f"{root} has {listed}; expected one file for {what}: keep one of them.")
-        if found:
-            files[what] = found[0]
+    for what, stems in (("train", ["train"]), ("calibration", [*CALIBRATION, "dev"]), ("test", ["test"])):
+        if root.is_dir() and (file := find(root, what, stems)):
+            files[what] = file
     if "train" not in files or (root.is_dir() and "test" not in files):
         raise Refused(
             f"{root} is no file, and has no train and test in it; expected train.csv and test.csv (or .tsv, .jsonl), "
             "or one file: correct data.path."
         )
+    if root.is_dir():
+        _name_others(root, {file.name for file in files.values()})
     read = {
         what: read_table(file, text_columns=[text_column], label_column=label_column, by_option=True, pool=file == root)
         for what, file in files.items()
@@ -277,3 +168,10 @@ def read_own(
         for what, (texts, labels) in read.items()
     }
     return Raw("text", splits, len(names), () if integers else names, public=False)
+
+
+def _name_others(folder: Path, used: Set[str]) -> None:
+    """Warns of tables that nothing reads."""
+    there = sorted(file.name for file in folder.iterdir() if file.name.endswith(ENDS) and file.name[0] != ".")
+    if others := [name for name in there if name not in used]:
+        warnings.warn(f"{folder} also holds {', '.join(others)}, which nothing reads.", stacklevel=5)

@@ -105,7 +105,22 @@ class Tokenizer:
         self.vocabulary.save(folder)
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
+        for what, given in (("text", texts), ("the second text of pair", pairs or ())):
+            for i, text in enumerate(given):
+                check_characters(f"{what} {i}", text)
         return self._tokenizer.encode_batch(list(texts) if pairs is None else list(zip(texts, pairs, strict=True)))
+
+
+def check_characters(where: str, text: str) -> None:
+    """Refuses halves of characters: they come from escapes cut apart, and neither encoders nor files take them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise Refused(
+            f"{where} holds {half!r}, one half of a character; expected both halves together: remove it, or write the "
+            "character anew."
+        ) from error
 
 
 def train_vocabulary(

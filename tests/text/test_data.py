@@ -136,7 +136,25 @@ def test_one_file_is_one_pool(tmp_path):
         ("a.csv", "text,label,Split\nhello,x,train\n", "has a column 'Split', .*set data.path=FOLDER, or remove"),
         ("a.csv", "id,sentence,label\n1,hello,x\n", "known: id, label, sentence. .*data.options.text_column=sentence"),
         ("a.csv", "n,text,kind\n1,hello,x\n", "no 'label' in line 2; .* set data.options.label_column=kind"),
-        ("a.csv", "text,label\nhello\n", "no 'label' in line 2; expected a value in every row"),
+        ("a.csv", "text,label\nhello\n", "has 1 values in line 2 and 2 columns; .* fill in what is missing"),
+        (
+            "a.csv",
+            "text,label\nhello,x\nhello, you,y\n",
+            "3 values in line 3 and 2 columns; .* put quotes around values",
+        ),
+        ("a.tsv", "text\tlabel\nhello\tyou\ty\n", "3 values in line 2 and 2 columns; .* remove the tabs inside"),
+        ("a.csv", "text,label,label\nhello,x,y\n", "has the column 'label' twice"),
+        (
+            "a.csv",
+            'text,label\nhello,1\n"two\nlines",\n',
+            "no 'label' in line 4; expected a value in every row: fill it",
+        ),
+        ("a.csv", "text,label\nhello, \n", "no 'label' in line 2; expected a value in every row: fill it in"),
+        ("a.jsonl", '{"text": "x", "label": ""}\n', "no 'label' in line 1; expected a value in every row: fill it in"),
+        ("a.jsonl", '{"text": "x \\ud83d", "label": 1}\n', r"line 1 of .*a\.jsonl holds '\\ud83d', one half of a char"),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}\n", "cannot be read after line 0"),
+        ("a.tsv", 'text\tlabel\n"he said ""x"""\ty\n', r'has "he said ""x""" in line 2, .* write the table as \.csv'),
+        ("a.tsv", '"text"\t"label"\n"x"\t"y"\n', r'has "text" in line 1, with the quotation marks'),
         ("a.txt", "hello", r"ends in \.txt; expected \.jsonl"),
         ("a.jsonl", '{"text": 3, "label": 1}\n', "expected a text, and a name or an integer as label"),
         ("a.jsonl", '{"text": "x"\n', "cannot be read after line 0"),
@@ -154,6 +172,38 @@ def test_broken_files_are_refused(tmp_path, name, content, says):
         text.user_texts(path=tmp_path / name, **options)
 
 
+def test_a_packed_file_that_is_damaged_is_refused(tmp_path):
+    packed = bytearray(gzip.compress(b"text,label\nhello,x\n"))
+    packed[10] = 0xFF  # no such kind of block
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    with pytest.raises(Refused, match="cannot be read after line 0 .*; expected UTF-8 csv"):
+        text.user_texts(path=tmp_path / "a.csv.gz")
+
+
+def test_blanks_around_a_label_are_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "text,label\n" + "".join(f"{w},{n}{' ' * (len(w) % 2)}\n" for w, n in examples(30, 1))
+    )
+    assert text.user_texts(path=tmp_path / "a.csv").label_names == CLASSES
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"lowercase": 0}, "data.options.lowercase is 0; expected True or False"),
+        ({"lowercase": "no"}, "data.options.lowercase is 'no'; expected True or False"),
+        ({"text_column": ["text"]}, r"data.options.text_column is \['text'\]; expected the name of one column"),
+        ({"label_column": "text"}, "text_column and label_column are both 'text'; expected two columns"),
+        ({"path": 3}, "data.path is 3; expected the path of a file or a folder"),
+        ({}, "has no texts for test; expected two or more of some class"),
+    ],
+)
+def test_options_of_texts_are_checked(tmp_path, options, says):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"hello {i},class {i}\n" for i in range(9)))
+    with pytest.raises(Refused, match=says):
+        data.load("text", **{"path": tmp_path / "a.csv", **options})
+
+
 def test_val_is_the_calibration_split_of_a_folder(tmp_path):
     for what, n in (("train", 30), ("test", 12), ("val", 9)):
         rows = "".join(f"{w},{label},{what}\n" for w, label in examples(n, n))
@@ -165,6 +215,15 @@ def test_val_is_the_calibration_split_of_a_folder(tmp_path):
     with pytest.raises(Refused, match="has valid.csv and validation.csv; expected one file for calibration"):
         text.user_texts(path=tmp_path)
     (tmp_path / "validation.csv").unlink()
+    (tmp_path / "valid.csv").rename(tmp_path / "dev.csv")
+    (tmp_path / "unlabeled.csv").write_text("text\nhello\n")
+    with pytest.warns(UserWarning, match="also holds unlabeled.csv, which nothing reads"):
+        assert len(text.user_texts(path=tmp_path).splits["calibration"].text) == 9
+    (tmp_path / "unlabeled.csv").unlink()
+    (tmp_path / "train.jsonl").write_text('{"text": "hello", "label": "card"}\n')
+    with pytest.raises(Refused, match=r"has train\.jsonl and train\.csv; expected one file for train: keep one"):
+        text.user_texts(path=tmp_path)
+    (tmp_path / "train.jsonl").unlink()
     with (tmp_path / "train.csv").open("a") as file:
         file.write("hello,card,test\n")
     with pytest.raises(

@@ -91,6 +91,12 @@ def test_a_trained_vocabulary_encodes_and_comes_back_from_its_folder(tmp_path):
     assert np.array_equal(again.encode(TEXTS, 12)["input_ids"], tokenizer.encode(TEXTS, 12)["input_ids"])
 
 
+def test_half_a_character_is_refused():
+    tokenizer = Tokenizer(train_vocabulary(TEXTS, 60))
+    with pytest.raises(Refused, match=r"text 1 holds '\\ud83d', one half of a character"):
+        tokenizer.encode(["my card", "a \ud83d b"], 12)
+
+
 def test_digests_tell_vocabularies_apart():
     vocabulary = train_vocabulary(TEXTS, 60)
     cased = vocabulary._replace(lowercase=False)
