@@ -159,7 +159,8 @@ def _huggingface(predictor: Predictor, right: Callable, inputs: PyTree) -> Expor
         label_names=predictor.label_names,
     )
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.save(folder, network, vocabulary=predictor.vocabulary)
+        length = predictor.described["prepare"].get("max_length")
+        huggingface.save(folder, network, vocabulary=predictor.vocabulary, max_length=length)
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     config = {**json.loads(files["config.json"]), CONFIG_TEMPERATURE: predictor.temperature}
     files["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode()

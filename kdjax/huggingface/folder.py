@@ -131,11 +131,14 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     vocabulary: Vocabulary | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Writes a folder that transformers and `load` read: config.json, model.safetensors and, if given, the vocabulary.
 
     Args:
       tokenizer, vocabulary: one of them, if any: a tokenizer is saved by its vocabulary.
+      max_length: tokens at which transformers cuts a text by `truncation=True`; as many as the network has positions
+        for unless told.
 
     Raises:
       Refused: parameters that are not the network's, by name; a DistilBERT whose epsilon its config.json cannot say; a
@@ -166,7 +169,7 @@ def save(
         )
     folder.mkdir(parents=True, exist_ok=True)
     if vocabulary is not None:
-        vocabulary.save(folder)
+        vocabulary.save(folder, max_length=max_length or net.max_length)
     write_bytes(folder / WHOLE, safetensors.save(arrays, metadata={"format": "pt"}))
     write_json(folder / "config.json", fields)
 

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from kdjax.errors import Refused
-from kdjax.huggingface.vocabulary import MASK, SPECIAL, Vocabulary
+from kdjax.huggingface.vocabulary import LONGEST_WORD, MASK, SPECIAL, Vocabulary
 from kdjax.options import integer
-
-_LONGEST_WORD = 100  # letters; a longer word is one unknown token, as in BERT
 
 
 class Tokenizer:
@@ -43,7 +41,7 @@ class Tokenizer:
             return
         special = dict(vocabulary.special)
         ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-        model = library.models.WordPiece(ids, unk_token=special["unk"], max_input_chars_per_word=_LONGEST_WORD)
+        model = library.models.WordPiece(ids, unk_token=special["unk"], max_input_chars_per_word=LONGEST_WORD)
         self._tokenizer = library.Tokenizer(model)
         self._tokenizer.add_special_tokens([*special.values(), *([MASK] if MASK in ids else [])])
         self._tokenizer.normalizer = _normalizer(library, vocabulary)
@@ -101,7 +99,7 @@ class Tokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `vocab.txt` and `tokenizer_config.json`, or `tokenizer.json` where it is not plain WordPiece."""
+        """Writes the files of `Vocabulary.save`."""
         self.vocabulary.save(folder)
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:

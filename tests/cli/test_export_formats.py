@@ -143,6 +143,8 @@ def test_a_text_network_becomes_a_hugging_face_folder_and_predicts_texts(tmp_pat
     config = json.loads((folder / "config.json").read_text())
     assert config["calibration_temperature"] == predictor.temperature
     assert tuple(config["id2label"].values()) == predictor.label_names == stages.dataset(data).label_names
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    assert said["model_max_length"] == stages.dataset(data).prepare.max_length < small["max_position_embeddings"]
     loaded = huggingface.load(folder)
     assert loaded.vocabulary.digest == predictor.vocabulary.digest
     test = stages.dataset(data).test

@@ -156,6 +156,52 @@ def test_two_files_that_disagree_are_refused(tmp_path):
         Vocabulary.from_folder(tmp_path)
 
 
+OTHERWISE = {
+    "plain": {},
+    "added": {"added_tokens": "@user"},
+    "added special": {"added_tokens": "[URL]", "special": True},
+    "no mask": {"added_tokens": None},
+    "splits": {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+    "no ends": {"post_processor": None},
+    "long words": {"model": {"max_input_chars_per_word": 3}},
+    "dirt": {"normalizer": {"clean_text": False}},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_file_that_differs_from_bert_in_any_part_is_used_itself(tmp_path, name):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    whole = json.loads((golden.ROOT / "tokenizers/uncased/tokenizer.json").read_text(encoding="utf-8"))
+    for part, value in OTHERWISE[name].items():
+        if part == "added_tokens":
+            size, flags = len(whole["model"]["vocab"]), {**whole[part][0], "special": "special" in OTHERWISE[name]}
+            whole[part] = [*whole[part], {**flags, "id": size, "content": value}] if value else whole[part][:4]
+        elif part != "special":
+            whole[part] = {**whole[part], **value} if part in ("model", "normalizer") else value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    mine, library = Tokenizer.from_folder(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert bool(mine.vocabulary.file) == (name != "plain")
+    for text in ("Where is my [URL] card, @user?", "don't it", "my [MASK] card", "my\u200b card\x00"):
+        rows = mine.encode([text], 40)
+        assert rows["input_ids"][0][rows["attention_mask"][0] == 1].tolist() == library.encode(text).ids, text
+    mine.vocabulary.save(tmp_path / "again", max_length=40)
+    said = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == ("BertTokenizer" if name == "plain" else "PreTrainedTokenizerFast")
+    assert said["model_max_length"] == 40 and said["model_input_names"] == ["input_ids", "attention_mask"]
+    assert Vocabulary.from_folder(tmp_path / "again") == mine.vocabulary
+
+
+@pytest.mark.parametrize(
+    "said", [{"added_tokens_decoder": {"9": {"content": "[URL]"}}}, {"additional_special_tokens": ["[URL]"]}, {}]
+)
+def test_tokens_that_are_added_beside_the_vocabulary_are_refused(tmp_path, said):
+    write(tmp_path, [*SPECIAL, "card"], do_lower_case=True, **said)
+    if not said:
+        (tmp_path / "added_tokens.json").write_text('{"[URL]": 5}')
+    with pytest.raises(Refused, match=r"adds the token '\[URL\]' to its vocabulary, and no tokenizer\.json says so"):
+        Vocabulary.from_folder(tmp_path)
+
+
 def test_a_lowercase_vocabulary_needs_no_word_about_it(tmp_path):
     write(tmp_path, [*SPECIAL, "card"])
     assert Vocabulary.from_folder(tmp_path).lowercase is True
