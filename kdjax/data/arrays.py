@@ -18,6 +18,9 @@ from kdjax.data.splits import ClassWeight, assemble
 from kdjax.errors import Refused, one_of
 from kdjax.types import Dataset, Split
 
+TOKENS = {"ids": "input_ids", "mask": "attention_mask"}
+"""The names of a text's arrays in a file, and those by which networks take them."""
+
 
 def from_arrays(
     train: Split | Sequence,
@@ -47,8 +50,9 @@ def from_arrays(
     Args:
       train, test: pairs (inputs, label), or triples (inputs, label, index) with numbers of your own. Inputs are images
         [N, H, W, C], uint8 (0 to 255) or floats, features [N, D], token ids [N, L] (integers), or a pytree of arrays
-        with one leading axis, such as {"ids": ids, "mask": mask}. Labels are integers [N] in [0, K), or [N, R] for R
-        regions of each example with -1 where one does not exist, or names (text), which are numbered in sorted order.
+        with one leading axis, such as {"input_ids": ids, "attention_mask": mask}. Labels are integers [N] in [0, K), or
+        [N, R] for R regions of each example with -1 where one does not exist, or names (text), which are numbered in
+        sorted order.
       calibration: a split of your own; by default `calibration_fraction` of train is held out by `split_seed`.
       num_classes: K. Never guessed from integers: a class may be missing from a split. Names need none.
       label_names: in the order of their numbers.
@@ -134,9 +138,10 @@ def npz_source(
 
     Keys: `train_inputs`, `train_label`, `test_inputs`, `test_label`, and if wanted a calibration split under one of
     `calibration_`, `val_`, `valid_`, `validation_`; or one pool `inputs`, `label`, of which a fixed fifth of every
-    class (or `test_examples` in all) becomes the test split. Texts have `train_ids` and `train_mask` (integers [N, L])
-    in place of `train_inputs`. `train_weight` and the like are weights. `num_classes` is a number in the file or the
-    option; `label_names` in the file is used when there.
+    class (or `test_examples` in all) becomes the test split. Texts have `train_ids` and `train_mask` (integers [N, L],
+    1 on real tokens) in place of `train_inputs`; networks take them as `input_ids` and `attention_mask`. `train_weight`
+    and the like are weights. `num_classes` is a number in the file or the option; `label_names` in the file is used
+    when there.
 
         np.savez("mine.npz", train_inputs=x, train_label=y, test_inputs=x2, test_label=y2, num_classes=10)
 
@@ -168,7 +173,7 @@ def npz_source(
     parts, weights = {}, {}
     for what, prefix in prefixes.items():
         arrays = {key.removeprefix(prefix): archive.read(key) for key in members[what]}
-        inputs = arrays["inputs"] if "inputs" in arrays else {k: arrays[k] for k in ("ids", "mask") if k in arrays}
+        inputs = arrays["inputs"] if "inputs" in arrays else {name: arrays[key] for key, name in TOKENS.items()}
         parts[what] = (inputs, arrays["label"], *([arrays["index"]] if "index" in arrays else []))
         weights[what] = arrays.get("weight")
     if not pool:
@@ -190,14 +195,15 @@ def _calibration_prefix(archive: Archive) -> dict[str, str]:
 
 def _members(archive: Archive, prefix: str) -> list[str]:
     """The keys of one split; what their headers say is checked before anything is unpacked."""
-    inputs = [f"{prefix}ids", f"{prefix}mask"] if f"{prefix}ids" in archive else [f"{prefix}inputs"]
-    needed = [inputs[0], f"{prefix}label"]
+    inputs = [prefix + key for key in TOKENS] if f"{prefix}ids" in archive else [f"{prefix}inputs"]
+    needed = [*inputs, f"{prefix}label"]
     if missing := [key for key in needed if key not in archive]:
         raise Refused(
             f"{archive.path} has the arrays {', '.join(sorted(archive)) or 'none'} and lacks {' and '.join(missing)}; "
-            "expected train_inputs, train_label, test_inputs, test_label, or one pool inputs, label."
+            "expected train_inputs, train_label, test_inputs, test_label, or one pool inputs, label; of texts "
+            "train_ids and train_mask in place of train_inputs."
         )
-    optional = [*inputs[1:], f"{prefix}weight", f"{prefix}index"]
+    optional = [f"{prefix}weight", f"{prefix}index"]
     members = [*needed, *(key for key in optional if key in archive)]
     lengths = {key: archive[key].shape[0] if archive[key].shape else None for key in members}
     if len(set(lengths.values())) > 1 or None in lengths.values():

@@ -127,19 +127,26 @@ def test_a_validation_split_is_the_calibration_split_under_any_of_its_names(tmp_
 def test_names_weights_and_token_ids(tmp_path):
     names = np.array(["no", "yes", "maybe"])
     ids, ids2 = RNG.integers(0, 90, (N, 6)), RNG.integers(0, 90, (9, 6))
-    np.savez(
-        tmp_path / "text.npz",
-        train_ids=ids,
-        train_mask=ids > 9,
-        train_label=names[Y],
-        train_weight=np.arange(N) + 1.0,
-        test_ids=ids2,
-        test_mask=ids2 > 9,
-        test_label=names[Y2],
-        comment="tokenized",
-    )
+    arrays = {
+        "train_ids": ids,
+        "train_mask": ids > 9,
+        "train_label": names[Y],
+        "train_weight": np.arange(N) + 1.0,
+        "test_ids": ids2,
+        "test_mask": ids2 > 9,
+        "test_label": names[Y2],
+    }
+    np.savez(tmp_path / "text.npz", **arrays, comment="tokenized")
     with pytest.warns(UserWarning, match="also holds comment, which nothing uses"):
         data = load("arrays", path=tmp_path / "text.npz")
     assert data.kind == "text" and data.label_names == ("maybe", "no", "yes")
-    np.testing.assert_array_equal(data.train.inputs["ids"], ids[data.train.index])
+    assert data.train.inputs.keys() == {"input_ids", "attention_mask"}, "what networks for texts take"
+    np.testing.assert_array_equal(data.train.inputs["input_ids"], ids[data.train.index])
     np.testing.assert_array_equal(data.train.weight, data.train.index + 1)
+    np.savez(tmp_path / "text.npz", **{**arrays, "test_ids": -ids2})
+    with pytest.raises(Refused, match="test has .* token ids outside the vocabulary"):
+        load("arrays", path=tmp_path / "text.npz")
+    del arrays["train_mask"]
+    np.savez(tmp_path / "text.npz", **arrays)
+    with pytest.raises(Refused, match="lacks train_mask; .* of texts train_ids and train_mask in place of"):
+        load("arrays", path=tmp_path / "text.npz")
