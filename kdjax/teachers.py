@@ -177,7 +177,7 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
     """Logits computed beforehand, one row per training example, gathered by `batch.index`.
 
         teachers.remembered(logits)                # row n is of the n-th example of dataset.train
-        teachers.remembered(logits, of=dataset)    # row n is of the n-th example of your own arrays, all of them
+        teachers.remembered(logits, of=dataset)    # row n is of the n-th example of your own train, all of it
 
     For teachers outside JAX, for caches, and for cross-fitted outputs (row n from a teacher that was not trained on
     example n; a fine-tuned teacher is nearly always right on its own training set, so that W-Clip then hardly fires).
@@ -190,12 +190,12 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
     Args:
       logits: [N, K] floating point (float16 is enough for storage); column k is of class k, `dataset.label_names[k]`.
       of: the data set whose source the rows are of, in the source's order, before the calibration split was taken out
-        and before `train_examples` kept a part: the rows of `of.train` are picked by its `index`.
+        and before `train_examples` kept a part: the rows of `of.train` are picked by its `index`. A test split that
+        was drawn from a file of texts, a table or a folder of images has no rows; from one pool of arrays it has.
 
     Raises:
-      Refused: not [N, K] or not floating point; probabilities; with `of`, fewer rows than the source has, or as many as
-        `of.train` has where that is not the source; in `task`, another number of rows than the training split has
-        examples; while tracing, a batch without indices.
+      Refused: not [N, K] or not floating point; probabilities; with `of`, another number of rows than the source has;
+        in `task`, another number of rows than the training split has examples; while tracing, a batch without indices.
     """
     table = np.asarray(logits) if of is not None else jnp.asarray(logits)
     if table.ndim != 2 or not jnp.issubdtype(table.dtype, jnp.floating):
@@ -296,18 +296,18 @@ def _row(variables: Float[Array, "N K"], batch: Batch) -> Output:
 
 def _rows_of(table: np.ndarray, dataset: Dataset) -> np.ndarray:
     """The rows of `dataset.train` out of those of its source."""
-    index, n = np.asarray(dataset.train.index), len(table)
-    # A calibration split that was taken out of the same source is numbered with it.
-    numbered = max(int(index.max()), int(np.max(dataset.calibration.index))) + 1
-    if n == len(index) and n != numbered:
-        raise Refused(
-            f"there are {n} rows of logits, as many as {dataset.name!r} has training examples after its calibration "
-            f"split was taken out, and {numbered} were expected with of=; type remembered(logits) if row n is of the "
-            "n-th example of dataset.train."
+    index, n, numbered = np.asarray(dataset.train.index), len(table), dataset.numbered
+    if n == numbered or (numbered is None and n > index.max()):
+        return table[index]
+    if numbered is None:
+        source = f"the training examples of {dataset.name!r} have numbers of your own up to {int(index.max())}"
+    else:
+        ours, test = np.concatenate([index, dataset.calibration.index]), np.asarray(dataset.test.index)
+        pooled = test.max() < numbered and not np.isin(test, ours).any()
+        source = f"the source of {dataset.name!r} numbers {numbered} examples, " + (
+            "those for testing too" if pooled else "those of train before any is held out, without those for testing"
         )
-    if n <= int(index.max()):
-        raise Refused(
-            f"there are {n} rows of logits and the training examples of {dataset.name!r} are numbered up to "
-            f"{int(index.max())} in its source; expected one row for each example of the source, in its order."
-        )
-    return table[index]
+    raise Refused(
+        f"there are {n} rows of logits and {source}; expected one row for each example of the source, in its order; "
+        f"type remembered(logits) if row n is of the n-th example of dataset.train, {len(index)} rows."
+    )

@@ -124,6 +124,8 @@ class Dataset(NamedTuple):
       kind: "image", "text" or "features": what the inputs are, which transforms ask.
       fingerprint: SHA-256 over the content of all splits, the label count and the split; part of every stage's id.
       calibration_id: SHA-256 over the calibration examples alone: teacher and student must agree on it.
+      numbered: the source's examples that `train.index` counts, before anything was held out or left away; None where
+        these are numbers of the user's own.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     calibration_id: str
     label_names: tuple[str, ...] = ()
+    numbered: int | None = None
 
 
 Transform = Callable[[Key, Batch], Batch]

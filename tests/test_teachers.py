@@ -132,6 +132,40 @@ def test_rows_in_the_users_order_reach_the_examples_they_belong_to():
     np.testing.assert_array_equal(rows[:, 0], dataset.train.index)
 
 
+@pytest.mark.parametrize("form", ["text", "files", "one pool", "own numbers", "classes"])
+def test_only_as_many_rows_as_the_source_numbers_are_taken(tmp_path, form):
+    """Where a test split is drawn from one file of texts or one table, the examples that are left are numbered anew."""
+    from PIL import Image
+
+    from kdjax import data
+
+    x, y = RNG.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8), np.arange(30) % 3
+    path, numbered, options = tmp_path / "mine.csv", 30, {}
+    if form == "text":
+        path.write_text("text,label\n" + "".join(f"red car {i},k{i % 3}\n" for i in range(30)))
+        numbered, options = 24, {"vocab_size": 90}
+    elif form in ("files", "classes"):
+        for i, pixels in enumerate(x):
+            Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        path.write_text("path,label\n" + "".join(f"{i}.png,k{i % 3}\n" for i in range(30)))
+        numbered, options = 24, {"classes": 2} if form == "classes" else {}
+    if form == "one pool":
+        np.savez(path := tmp_path / "mine.npz", inputs=x, label=y, num_classes=3)
+    if form == "own numbers":  # nobody knows how many rows there are
+        dataset = data.from_arrays(train=(x[:24], y[:24], 2 * np.arange(24)), test=(x[24:], y[24:]), num_classes=3)
+        counts, numbered = (int(dataset.train.index.max()),), 60
+    else:
+        name = {"text": "text", "one pool": "arrays"}.get(form, "files")
+        dataset = data.load(name, path=path, **options)
+        counts = ({24, 25, 29, 30, 31} - {numbered}) | {len(dataset.train.label)}
+    for count in counts:
+        with pytest.raises(Refused, match=f"there are {count} rows of logits and the .*one row for each example"):
+            teachers.remembered(np.zeros((count, dataset.num_classes), np.float32), of=dataset)
+    rows = np.arange(float(numbered))[:, None] - np.arange(dataset.num_classes)
+    taken = np.asarray(teachers.remembered(rows, of=dataset).variables)[:, 0]
+    np.testing.assert_array_equal(taken, dataset.train.index)
+
+
 def test_probabilities_are_no_logits():
     p = np.asarray(jax.nn.softmax(RNG.normal(size=(300, 5))))
     for given in (p, jnp.asarray(p, jnp.float16), np.eye(5)):
@@ -168,8 +202,9 @@ def test_rows_of_another_number_are_refused_before_training():
         task(recipe, dataset, soft)
     with pytest.raises(Refused, match=r"type remembered\(logits\) if row n is of the n-th example"):
         teachers.remembered(np.zeros((n, 3), np.float32), of=dataset)
-    with pytest.raises(Refused, match="expected one row for each example of the source"):
-        teachers.remembered(np.zeros((5, 3), np.float32), of=dataset)
+    for count in (5, n + 1, len(x) + 6):  # the last as if the test examples had rows too
+        with pytest.raises(Refused, match="numbers 30 examples.* expected one row for each example of the source"):
+            teachers.remembered(np.zeros((count, 3), np.float32), of=dataset)
     task(recipe, dataset, teachers.remembered(np.zeros((n, 3), np.float32)))
 
 

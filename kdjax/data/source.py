@@ -33,6 +33,7 @@ class Source(NamedTuple):
       measured: positions in train over which normalization "own" is computed; None means all.
       prepare: what the set does to its inputs; None leaves it to `normalization`.
       public: published as it is: examples that its splits share are counted in a warning, and not refused.
+      numbered: as in `Dataset`, where some of its classes were left away; else `counted` tells.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     measured: np.ndarray | None = None
     prepare: Prepare | None = None
     public: bool = False
+    numbered: int | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -70,6 +72,18 @@ def kind_of(inputs: PyTree) -> str:
     if any(len(leaf.shape) - batch_axis >= 3 for leaf in leaves):
         return "image"
     return "text" if any(np.issubdtype(leaf.dtype, np.integer) for leaf in leaves) else "features"
+
+
+def counted(source: Source) -> int | None:
+    """How many examples the numbers of train count: its own, or with those of a test split that was drawn from the same
+    pool and kept its places; None where they are numbers of the user's own."""
+    if source.numbered is not None:
+        return source.numbered
+    train = source.train.index
+    for index in (train, np.concatenate([train, source.test.index])):
+        if np.array_equal(np.sort(index), np.arange(len(index))):
+            return len(index)
+    return None
 
 
 def select_classes(source: Source, classes: Any) -> Source:
@@ -108,6 +122,7 @@ def select_classes(source: Source, classes: Any) -> Source:
         label_names=names,
         contents=hashes,
         measured=measured,
+        numbered=counted(source),
     )
 
 

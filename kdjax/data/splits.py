@@ -17,7 +17,7 @@ from kdjax.data.lazy import in_memory, is_lazy, take
 from kdjax.data.long_tail import long_tail
 from kdjax.data.normalization import Normalization, normalization
 from kdjax.data.order import permutation
-from kdjax.data.source import KINDS, Source, kind_of
+from kdjax.data.source import KINDS, Source, counted, kind_of
 from kdjax.errors import Refused, one_of
 from kdjax.prepare import Tokens
 from kdjax.types import Dataset, Split
@@ -108,6 +108,7 @@ def assemble(
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         calibration_id=split_digest(calibration, hashes["calibration"], source.about),
         label_names=source.label_names,
+        numbered=counted(source),
     )
 
 
