@@ -201,6 +201,7 @@ def load(
         "split_seed": split_seed,
         "calibration_fraction": calibration_fraction,
         "calibration_split": calibration_split,
+        "classes": classes,
     }
     known = {key: value for key, value in (given | split).items() if key in takes} | options
     source = SOURCES[name](**known) if name in SOURCES else prepared.source(name, **known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +17,17 @@ STREAM_ABOVE = 1 << 30
 """Bytes of decoded images above which `feed="auto"` leaves them on disk."""
 
 KINDS = ("image", "text", "features")
+
+
+class Classes(Protocol):
+    """What has a name and classes: a `Source`, or what becomes one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
 
 
 class Source(NamedTuple):
@@ -96,7 +107,7 @@ def select_classes(source: Source, classes: Any) -> Source:
       Refused: fewer than two, a class that does not exist or is named twice, a split without any of them; labels of
         regions.
     """
-    numbers = _numbers(source, classes)
+    numbers = class_numbers(source, classes)
     if source.train.label.ndim == 2:
         raise Refused(f"classes selects among labels [N], and {source.name} has labels of regions; remove classes.")
     table = np.full(source.num_classes, -1)
@@ -126,7 +137,12 @@ def select_classes(source: Source, classes: Any) -> Source:
     )
 
 
-def _numbers(source: Source, classes: Any) -> list[int]:
+def class_numbers(source: Classes, classes: Any) -> list[int]:
+    """The numbers of the classes that `select_classes` keeps, in the order given.
+
+    Raises:
+      Refused: as `select_classes`.
+    """
     k = source.num_classes
     if isinstance(classes, int | np.integer) and not isinstance(classes, bool):
         if not 2 <= classes <= k:

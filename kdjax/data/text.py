@@ -24,7 +24,7 @@ from kdjax.data import checks, text_sets
 from kdjax.data.contents import digest
 from kdjax.data.encoded import Encoded, kept
 from kdjax.data.hold_out import carve, hold_out
-from kdjax.data.source import Source
+from kdjax.data.source import Source, class_numbers
 from kdjax.data.text_readers import Raw, Texts, read_own
 from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer
@@ -39,7 +39,7 @@ LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)
 CUT = 0.01
 WARN_ABOVE = 0.05
 PARTS = ("train", "calibration", "test")
-SPLIT: Mapping[str, Any] = {"split_seed": 0, "calibration_fraction": 0.1, "calibration_split": None}
+SPLIT: Mapping[str, Any] = {"split_seed": 0, "calibration_fraction": 0.1, "calibration_split": None, "classes": None}
 
 
 def tokenized(
@@ -52,13 +52,14 @@ def tokenized(
     split_seed: int = 0,
     calibration_fraction: float = 0.1,
     calibration_split: str | None = None,
+    classes: int | Sequence[int | str] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Source:
     """A set as a `Source` of token ids; the lengths of its texts are printed to stderr.
 
     Args:
       tokenizer: a Hugging Face folder (vocab.txt or tokenizer.json); "" trains a WordPiece vocabulary on the training
-        texts, without those that the three options of the split hold out.
+        texts of all classes, without those that the three options of the split hold out of the `classes` that are kept.
       vocab_size, lowercase: of a trained vocabulary.
       max_length: S; 0 takes the smallest of `LENGTHS` that cuts at most 1 % of the training texts.
       cache_dir: where the ids of a set that is not small are kept, as in `cache.default_folder`.
@@ -69,7 +70,7 @@ def tokenized(
     flag()("data.options.lowercase", lowercase)
     if none := [what for what in PARTS if what in raw.splits and not raw.splits[what].text]:
         raise Refused(f"{raw.name} has no texts for {none[0]}; expected two or more of some class: add texts.")
-    rows, how = kept_rows(raw, split_seed, calibration_fraction, calibration_split)
+    rows, how = kept_rows(raw, split_seed, calibration_fraction, calibration_split, classes)
     texts = {what: raw.splits[what].text for what in PARTS if what in raw.splits}
     hashes = {what: contents(of_split) for what, of_split in texts.items()}
     vocabulary = Vocabulary.from_folder(Path(tokenizer)) if tokenizer else None
@@ -119,13 +120,23 @@ def contents(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
 
 
-def kept_rows(raw: Raw, seed: int, fraction: float, how: str | None) -> tuple[np.ndarray, str]:
-    """(positions of train that no hold-out takes, how it is drawn)."""
+def kept_rows(
+    raw: Raw, seed: int, fraction: float, how: str | None, classes: int | Sequence[int | str] | None = None
+) -> tuple[np.ndarray, str]:
+    """(positions of train that no hold-out takes, how it is drawn); `classes` are those that the data set keeps."""
     how = how or "stratified"
     train = raw.splits["train"]
     if "calibration" in raw.splits:
         return np.arange(len(train.text)), how
-    return np.sort(hold_out(train.label, seed, fraction, how)[1]), how
+    if classes is None:
+        return np.sort(hold_out(train.label, seed, fraction, how)[1]), how
+    # The labels that the hold-out will be drawn by, see `select_classes`.
+    numbers = class_numbers(raw, classes)
+    table = np.full(raw.num_classes, -1)
+    table[numbers] = np.arange(len(numbers))
+    chosen = np.flatnonzero(table[train.label] >= 0)
+    held, _ = hold_out(table[train.label[chosen]], seed, fraction, how)
+    return np.setdiff1d(np.arange(len(train.text)), chosen[held]), how
 
 
 def tokenizer_of(

@@ -83,23 +83,27 @@ def test_where_a_tokenizer_lies_is_in_no_id():
     assert longer.canonical() != here.canonical()
 
 
-def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path):
+@pytest.mark.parametrize("classes", [None, 2, (2, 0), ("card", "billing")])
+def test_what_is_held_out_does_not_shape_the_vocabulary(tmp_path, classes):
     """A word that occurs in held-out texts alone is no entry."""
     rows = examples(60, 1)
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in rows))
     (tmp_path / "test.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in examples(12, 2)))
-    raw = text.user_texts(path=tmp_path)
-    kept, _ = text.kept_rows(raw, 0, 0.2, None)
-    held = sorted(set(range(60)) - set(kept.tolist()))
-    assert len(held) == 12
+    options = {"path": tmp_path, "calibration_fraction": 0.2, "classes": classes}
+    held = data.load("text", **options).calibration.index
+    assert len(held) == 12 if classes is None else 8
     for i in held:
         rows[i] = (f"{rows[i][0]} zebrawood", rows[i][1])
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{w},{n}\n" for w, n in rows))
-    marked = data.load("text", path=tmp_path, vocab_size=90, calibration_fraction=0.2)
+    marked = data.load("text", vocab_size=90, **options)
+    assert not any(token.endswith("wood") for token in marked.prepare.entries.tokens)
     raw = text.user_texts(path=tmp_path)
+    kept, _ = text.kept_rows(raw, 0, 0.2, None, classes)
+    assert sorted({*range(60)} - {*kept.tolist()}) == marked.calibration.index.tolist() == held.tolist()
     encoder = text.tokenizer_of(raw, kept, tokenizer="", vocab_size=90, lowercase=True)
     assert encoder.vocabulary.digest == marked.prepare.vocabulary
-    assert not any(token.endswith("wood") for token in encoder.vocabulary.tokens)
+    named = {key: value for key, value in options.items() if key != "path"}
+    assert text.foreign(marked, ["a card"], path=tmp_path, vocab_size=90, **named)["input_ids"].shape[0] == 1
 
 
 def test_the_tokenizer_of_a_folder_is_taken(folder, dataset, tmp_path):
