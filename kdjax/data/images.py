@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -51,11 +52,14 @@ class Decode:
 
         try:
             picture = Image.open(io.BytesIO(encoded))
+            stored = [tile.args for tile in picture.tile]
             picture.load()
         except Exception as error:  # Pillow's plugins raise whatever they stumble over
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if picture.mode.startswith(("I", "F")):
             raise ValueError(f"its mode is {picture.mode}, more than 8 bits a channel")
+        if any(map(_deep, stored)):
+            raise ValueError("it has more than 8 bits a channel")
         return picture
 
     def pixels(self, picture: Any) -> UInt8[np.ndarray, "H W C"]:
@@ -74,6 +78,15 @@ class Decode:
 
     def describe(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _deep(stored: Any) -> bool:
+    """Whether pixels that Pillow opens with 8 bits a channel have more in the file, by the form of a tile's bytes."""
+    parts = stored if isinstance(stored, tuple) else (stored,)
+    # BGR;16 of a .bmp is 5 or 6 bits a channel; a .ppm has the value of white beside its form.
+    return any(isinstance(part, str) and re.search(";16[BLN]", part) for part in parts) or (
+        len(parts) == 2 and isinstance(parts[1], int) and parts[1] > 255
+    )
 
 
 def area_means(pixels: np.ndarray, resolution: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +132,35 @@ def break_file(path: Path, how: str) -> None:
         path.write_bytes(b"no image at all")
     elif how == "deep":
         Image.fromarray(RNG.integers(0, 60_000, (8, 8), np.uint16)).save(path)
+    elif how == "deep colors":  # Pillow opens them as 8 bits, the high byte of each
+        path.write_bytes(deep_png(8, 8))
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "text", "deep"])
+def deep_png(height: int, width: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + RNG.bytes(6 * width) for _ in range(height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_more_than_8_bits_a_channel_are_no_image_and_fewer_are():
+    deep = {"png": deep_png(2, 2), "ppm": b"P6 2 2 65535\n" + bytes(24), "text": b"P3 1 1 1023\n9 9 9\n"}
+    for name, encoded in deep.items():
+        assert images.measure(encoded, Decode()).reason == "it has more than 8 bits a channel", name
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 0, 8, 0, 0, 0, 0)
+    shallow = {
+        "ppm": b"P6 2 2 100\n" + bytes(12),
+        "bmp": b"BM" + struct.pack("<IHHI", 62, 0, 0, 54) + header + bytes(8),
+    }
+    for name, encoded in shallow.items():
+        assert images.measure(encoded, Decode()).reason == "", name
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "deep", "deep colors"])
 def test_a_bad_file_is_named_or_skipped(folders, how):
     bad = write(folders["path"]) / "train" / "bee" / "005.png"
     break_file(bad, how)
