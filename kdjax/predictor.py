@@ -14,7 +14,7 @@ from kdjax import checkpoints, layout, models, prepare, programs, step
 from kdjax.data.text import encode
 from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer, Vocabulary
-from kdjax.options import plain
+from kdjax.options import integer, plain
 from kdjax.recipes import Recipe
 from kdjax.tasks import example
 from kdjax.types import Dataset, Model, Prepare, PyTree, Variables
@@ -162,8 +162,10 @@ class Predictor:
           inputs: raw inputs as the training data held them, or a list of N texts.
 
         Raises:
-          Refused: inputs of another shape or type than the training data's; texts for a network without a vocabulary.
+          Refused: a batch size below 1; inputs of another shape or type than the training data's; texts for a
+            network without a vocabulary.
         """
+        integer(1)("batch_size", batch_size)
         if isinstance(inputs, str) or (
             isinstance(inputs, Sequence) and inputs and all(isinstance(text, str) for text in inputs)
         ):

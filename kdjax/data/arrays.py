@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kdjax.data import checks, labels
 from kdjax.data.hold_out import carve
 from kdjax.data.lazy import take
@@ -224,4 +226,9 @@ def _label_names(archive: Archive) -> tuple[str, ...]:
             "class: label_names=['cat', 'dog']."
         )
     names = archive.read("label_names")
-    return tuple(str(name) for name in (names.astype(str) if dtype.kind == "S" else names))
+    try:
+        return tuple(str(name) for name in (np.char.decode(names, "utf-8") if dtype.kind == "S" else names))
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"{archive.path} has label_names in bytes that are not UTF-8; expected text: label_names=['cat', 'dog']."
+        ) from error

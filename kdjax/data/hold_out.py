@@ -36,7 +36,14 @@ def hold_out(
             f"expected a fraction of at least {1 / n:.2g} that leaves one example to train on."
         )
     if how == "stratified":
-        return stratified(label, size, seed, "calibration", every_class=True)
+        held_out, rest = stratified(label, size, seed, "calibration", every_class=True)
+        if not held_out.size:
+            raise Refused(
+                f"calibration_fraction {fraction} of {n} training examples holds out none, since each is alone in its "
+                "class; expected a class of two or more, calibration_split='random', or a calibration split of your "
+                "own."
+            )
+        return held_out, rest
     order = permutation(n, "calibration", seed)
     return np.sort(order[:size]), order[size:]
 
@@ -47,7 +54,7 @@ def carve(
     """(positions for testing, the others), ascending: a fixed fifth of every class, or `test_examples` in all.
 
     Raises:
-      Refused: a size that is no integer, or leaves too few.
+      Refused: a size that is no integer, or leaves too few; every example alone in its class.
     """
     n = len(label)
     size = max(1, round(n / 5)) if test_examples is None else test_examples
@@ -57,6 +64,11 @@ def carve(
             f"[1, {n - 2}]."
         )
     test, train = stratified(label, int(size), 0, "test")
+    if not test.size:
+        raise Refused(
+            f"each of the {n} examples in {where} is alone in its class, so that none can be for testing; expected a "
+            "class of two or more."
+        )
     return test, np.sort(train)
 
 

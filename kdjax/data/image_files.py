@@ -62,7 +62,7 @@ def files_source(
     if not isinstance(skip_bad, bool):
         raise Refused(f"skip_bad is {skip_bad!r}; expected True or False.")
     decode = Decode(3, image_size, resolution)
-    indexed = {what: _index(part, decode, skip_bad, cache_dir) for what, part in listed.items()}
+    indexed = {what: _index(what, part, decode, skip_bad, cache_dir) for what, part in listed.items()}
     if all(index["gray"].all() for _, index in indexed.values()):
         decode = Decode(1, image_size, resolution)
     shape = _one_shape(indexed, decode)
@@ -140,15 +140,17 @@ def read_file(path: Path) -> bytes:
 
 
 def _index(
-    listed: Listed, decode: Decode, skip_bad: bool, cache_dir: str | os.PathLike | None
+    what: str, listed: Listed, decode: Decode, skip_bad: bool, cache_dir: str | os.PathLike | None
 ) -> tuple[Listed, Arrays]:
     """The files that can be used, and what is known of each."""
 
     def read(name: str) -> np.ndarray:
         return images.content(read_file(listed.root / name))
 
-    missing = [name for name in listed.files if not os.access(listed.root / name, os.R_OK)] if skip_bad else []
+    missing = [name for name in listed.files if not _readable(listed.root / name)] if skip_bad else []
     if missing:
+        if len(missing) == len(listed.files):
+            raise Refused(_none_usable(what, listed.root, len(missing), missing[0]))
         listed = listed.take(np.flatnonzero(~np.isin(listed.files, missing)))
     hashes = np.stack(list(images.in_threads(read, listed.files)))
     chosen = images.measured_positions(len(hashes), everything=skip_bad)
@@ -166,16 +168,30 @@ def _index(
         raise Refused(f"{_bad(path, reason)[:-1]}{more}.")
     if bad.size + len(missing):
         first = missing[0] if missing else listed.files[bad[0]]
+        total, good = len(hashes) + len(missing), np.flatnonzero(~index["bad"])
+        if not good.size:
+            raise Refused(_none_usable(what, listed.root, total, first))
         warnings.warn(
-            f"{listed.root}: {bad.size + len(missing)} of {len(hashes) + len(missing)} files cannot be used and were "
-            f"skipped, the first {first}.",
+            f"{listed.root}: {bad.size + len(missing)} of {total} files cannot be used and were skipped, the first "
+            f"{first}.",
             stacklevel=4,
         )
-        good = np.flatnonzero(~index["bad"])
-        if not good.size:
-            raise Refused(f"{listed.root} has no image that can be decoded; expected files that Pillow reads.")
         listed, index = listed.take(good), {name: values[good] for name, values in index.items()}
     return listed, index
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return os.access(path, os.R_OK)
+    except ValueError:  # a name that no file can have
+        return False
+
+
+def _none_usable(what: str, root: Path, count: int, first: str) -> str:
+    return (
+        f"none of the {count} {what} images can be read and decoded, the first is {first} in {root}; expected files "
+        "that Pillow reads, by their paths from that folder: correct the paths, or replace the files."
+    )
 
 
 def _measure(listed: Listed, decode: Decode, chosen: np.ndarray) -> Arrays:

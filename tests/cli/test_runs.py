@@ -16,6 +16,7 @@ import pytest
 import kdjax
 from kdjax import models
 from kdjax.cli import export_formats, main
+from kdjax.errors import Refused
 from kdjax.models.entry import Entry
 from kdjax.models.small import MLP
 from kdjax.predictor import Predictor
@@ -91,6 +92,12 @@ def test_stablehlo_reproduces_the_logits_without_kdjax(runs, capsys):
     np.testing.assert_allclose(np.load("out.npy"), kdjax.load(student).predict(images), atol=1e-5)
     about = json.loads(Path("net.json").read_text())
     assert about["num_classes"] == 4 and about["prepare"]["kind"] == "normalize" and about["temperature"] > 0
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, None])
+def test_a_batch_of_no_examples_is_refused(size):
+    with pytest.raises(Refused, match=f"batch_size is {size}; expected an integer of at least 1"):
+        Predictor.predict(object.__new__(Predictor), np.zeros((3, 4)), batch_size=size)
 
 
 def test_a_run_is_loaded_with_the_defaults_of_its_day(runs, monkeypatch):

@@ -89,11 +89,39 @@ def test_parquet_is_the_same(folder):
             "a weight that is no number",
         ),
         ({"name": "mine.txt"}, "neither .csv nor .parquet"),
+        ({"row": lambda i: f"photos/{i}.png,class {i}"}, "each of the 30 examples in .* is alone in its class"),
+        (
+            {"row": lambda i: f"absent/{i}.png,{NAMES[i % 3]}", "skip_bad": True},
+            r"none of the 24 train images can be read .*, the first is absent/0\.png in ",
+        ),
+        (
+            {
+                "header": "path,label,split",
+                "row": lambda i: (
+                    f"{'photos' if i < 20 else 'a'}/{i}\0.png,{NAMES[i % 3]},{'train' if i < 20 else 'test'}"
+                ),
+                "skip_bad": True,
+            },
+            "none of the 20 train images can be read",
+        ),
+        (
+            {
+                "header": "path,label,split",
+                "row": lambda i: (
+                    f"{'photos' if i < 20 else 'a'}/{i}.png,{NAMES[i % 3]},{'train' if i < 20 else 'test'}"
+                ),
+                "skip_bad": True,
+            },
+            "none of the 10 test images can be read",
+        ),
     ],
 )
 def test_refused(folder, form, sentence):
+    form, options = dict(form), {}
+    if "skip_bad" in form:
+        options["skip_bad"] = form.pop("skip_bad")
     with pytest.raises(Refused, match=sentence) as refusal:
-        load("files", **table(folder, **form))
+        load("files", **table(folder, **form), **options)
     assert "\n" not in str(refusal.value)
 
 

@@ -68,6 +68,7 @@ def test_the_good_file_is_read(tmp_path):
         ([*members(), ("n" * 5000 + ".npy", npy(Y))], "name is 5000 characters long"),
         ([*members(), *((f"n{i}.npy", b"") for i in range(1001))], "1006 members"),
         (members(label_names="abc"), r"label_names of shape \(\) and type <U3"),
+        (members(label_names=np.array([b"caf\xe9", b"b", b"c"])), "label_names in bytes that are not UTF-8"),
         (members(label_names=np.zeros(3)), r"label_names of shape \(3,\) and type float64"),
         (members(val_inputs=X2, val_label=Y2, calibration_inputs=X2, calibration_label=Y2), "calibration_.* and val_"),
         (members(val_inputs=X2), "lacks val_label"),
@@ -122,6 +123,12 @@ def test_a_validation_split_is_the_calibration_split_under_any_of_its_names(tmp_
     data = load("arrays", path=path)
     np.testing.assert_array_equal(data.calibration.inputs, (X2 + 1).astype(np.float32))
     assert len(data.train.label) == N
+
+
+def test_names_in_bytes_are_read_as_text(tmp_path):
+    names = ["café", "thé", "b"]
+    path = write(tmp_path / "mine.npz", members(label_names=np.array([name.encode() for name in names])))
+    assert load("arrays", path=path).label_names == tuple(names)
 
 
 def test_names_weights_and_token_ids(tmp_path):
