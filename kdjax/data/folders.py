@@ -19,6 +19,8 @@ from kdjax.errors import Refused, nearest
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(CALIBRATION, "val")
 """What a folder of this name, in lower case, was meant as -> what it has to be called."""
+NO_CLASSES = ("__MACOSX",)
+"""Folders that an unpacked archive of macOS brings along."""
 
 
 def source(
@@ -37,7 +39,8 @@ def source(
     Either `path/train/CLASS/*.png`, with `path/test` and `path/val` in the same form (`valid`, `validation` and
     `calibration` serve as `val`; without `test`, `val` is the test split, as in tfds); or one tree `path/CLASS/*.png`,
     of which a fixed fifth of every class becomes the test split. Classes are numbered by their sorted names. Folders
-    inside a class are searched too. Images of one channel stay so when all are; else all become RGB.
+    inside a class are searched too, links to folders as well. Images of one channel stay so when all are; else all
+    become RGB.
 
     Every file is read and hashed once a session and verified again whenever it is decoded, so a file that changes
     cannot give other numbers under the same name. Which files decode, and the pixel sums that normalization needs, are
@@ -59,6 +62,7 @@ def source(
     if num_classes is not None and num_classes != len(classes):
         raise Refused(f"{root} has {len(classes)} class folders and num_classes is {num_classes!r}; leave it out.")
     check_num_classes(len(classes), classes)
+    _warn_of_empty_classes(root, classes, listed)
     return files_source(
         "folder",
         listed,
@@ -111,6 +115,17 @@ def _list(root: Path, test_examples: int | None) -> tuple[list[str], dict[str, L
     return classes, listed
 
 
+def _warn_of_empty_classes(root: Path, classes: list[str], listed: dict[str, Listed]) -> None:
+    empty = np.setdiff1d(np.arange(len(classes)), np.concatenate([part.label for part in listed.values()])).tolist()
+    if empty:
+        shown = ", ".join(classes[i] for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        warnings.warn(
+            f"{root}: {len(empty)} of {len(classes)} class folders hold no image ({shown}), and each is a class all "
+            "the same; remove those that are none.",
+            stacklevel=4,
+        )
+
+
 def _refuse_misnamed(root: Path, folders: list[str]) -> None:
     """Refuses what would become classes named Training and Testing."""
     for name in folders:
@@ -131,7 +146,8 @@ def class_folders(root: Path) -> list[str]:
       Refused: it cannot be read.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        names = (entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(name for name in names if name not in NO_CLASSES)
     except OSError as error:
         raise Refused(f"{root} cannot be read ({error.strerror}); expected a folder of class folders.") from error
 
@@ -189,6 +205,18 @@ def images_by_class(root: Path, split: Path, classes: list[str], *, warn: bool =
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+    home = Path(os.path.realpath(folder))
+    seen = {home}
+
+    def entered(inner: Path) -> bool:
+        real = Path(os.path.realpath(inner))
+        # A link to what holds this folder, or lies in it, would give the same images once more.
+        around = real in home.parents or (home in real.parents and inner.is_symlink())
+        if around or real in seen:
+            return False
+        seen.add(real)
+        return True
+
+    for place, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in sorted(inner) if not name.startswith(".") and entered(Path(place) / name)]
         yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))

@@ -239,6 +239,32 @@ def test_folders_that_nothing_reads_are_named(folders):
         load("folder", **folders)
 
 
+def test_a_class_folder_without_images_is_said_and_what_an_archive_brings_along_is_no_class(folders):
+    root = write(folders["path"])
+    for split in (root, root / "train"):
+        (split / "__MACOSX").mkdir()
+    (root / "train" / "thumbnails").mkdir()
+    with pytest.warns(UserWarning) as said:
+        assert load("folder", **folders).label_names == (*CLASSES, "thumbnails")
+    assert ["1 of 4 class folders hold no image (thumbnails)" in str(one.message) for one in said] == [True]
+
+
+def test_linked_folders_inside_a_class_are_read_once(folders, tmp_path):
+    root = folders["path"]
+    for name in CLASSES:
+        write_class(root / name / "inner", 10)
+    alone = load("folder", **folders)
+    bee, more = root / "bee", tmp_path / "more"
+    for name, target in {"loop": bee, "up": root, "again": bee / "inner"}.items():
+        (bee / name).symlink_to(target)
+    assert load("folder", **folders).fingerprint == alone.fingerprint
+    write_class(more / "deep", 5)
+    for place, target in {bee / "a": more, bee / "z": more / "deep", more / "loop": more, more / "back": bee}.items():
+        place.symlink_to(target)
+    linked = load("folder", **folders)
+    assert sum(np.bincount(split.label) for split in linked[2:5]).tolist() == [10, 15, 10]
+
+
 def test_a_class_may_be_called_training(folders):
     for name in ("Testing", "training"):
         write_class(folders["path"] / name, 20)
