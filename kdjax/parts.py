@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import optax
 
 from kdjax import limits, models, objectives, starts, transforms
-from kdjax.data.checks import check_tokens
+from kdjax.data.checks import check_tokens, check_unit_range
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.prepare import Tokens
@@ -40,8 +40,8 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
 
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform, or a method that brings
-        one, for another kind of input; token ids outside the network's vocabulary; a folder to begin with that
-        `starts.check` refuses.
+        one, for another kind of input; token ids outside the network's vocabulary; floats far outside
+        [0, 1] that a transform takes for such; a folder to begin with that `starts.check` refuses.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:
@@ -52,6 +52,7 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
     limits.refuse_steps(recipe.epochs, steps)
     starts.check(recipe, dataset)
     _check_vocabulary(recipe, dataset)
+    _check_white(recipe, dataset)
     return _parts(recipe.kind(), dataset.num_classes, dataset.kind, steps)._replace(prepare=dataset.prepare)
 
 
@@ -70,6 +71,20 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
         return
     for what in ("train", "calibration", "test"):
         check_tokens(f"{dataset.name} {what}", getattr(dataset, what).inputs, rows)
+
+
+def _check_white(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuses images whose white `rand_augment` would not know: it cuts values at white."""
+    methods = [recipe.options, *([] if recipe.distill is None else [recipe.distill.options])]
+    views = [options.get(view) for options in methods for view in ("weak", "strong")]
+    brought = [entry for view in views if isinstance(view, tuple) for entry in view if isinstance(entry, str)]
+    if dataset.kind == "image" and transforms.takes_one_for_white([*recipe.transform, *brought]):
+        check_unit_range(
+            f"{dataset.name} train",
+            dataset.train.inputs,
+            "transform 'rand_augment'",
+            "type the value of white: ('rand_augment', {'high': 255})",
+        )
 
 
 @remembered(4096)

@@ -17,6 +17,8 @@ from kdjax.data.lazy import Lazy, check_lazy
 from kdjax.errors import Refused
 from kdjax.types import PyTree, Split
 
+LOOKED_AT = 64  # examples on disk that are read to see how large their values are
+FAR_OUTSIDE = 4.0  # root mean square of values that cannot be meant in [0, 1]
 CHUNK = 1024  # rows looked at together: keeps the temporaries of a check far below the size of the data
 
 
@@ -195,6 +197,28 @@ def check_finite(what: str, inputs: PyTree) -> None:
                 f"{what} has {values} NaN or infinite values in {rows} of {len(leaf)} inputs, the first in the example "
                 f"at position {first}; expected finite numbers: drop or repair those examples."
             )
+
+
+def check_unit_range(what: str, inputs: PyTree, taker: str, instead: str) -> None:
+    """Refuses floats whose size says that they are no values in [0, 1], where something takes them for such.
+
+    The size is the root of the mean square of the first examples: it sees a few white strokes on black, and noise on
+    values in [0, 1] stays below.
+
+    Args:
+      taker: what takes 1 for white, for the sentence.
+      instead: what to type where these values are meant.
+    """
+    some = inputs.gather(np.arange(min(len(inputs), LOOKED_AT))) if isinstance(inputs, Lazy) else inputs
+    values = jax.tree.leaves(some)[0][:CHUNK]
+    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
+        return
+    if np.sqrt(np.square(values, dtype=np.float64).mean()) > FAR_OUTSIDE:
+        raise Refused(
+            f"{what} inputs are floats from {values.min():.4g} to {values.max():.4g}, and {taker} takes 1 for white; "
+            "expected values in [0, 1]: divide them by the value of white, pass them as uint8 (0 to 255), or "
+            f"{instead}."
+        )
 
 
 def check_index(what: str, index: np.ndarray, n: int) -> None:

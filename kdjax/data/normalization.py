@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.data.checks import check_unit_range
 from kdjax.data.lazy import Lazy
 from kdjax.errors import Refused, one_of
 from kdjax.prepare import Normalize, Unchanged
@@ -37,7 +38,8 @@ def normalization(train: Split, positions: np.ndarray, how: Normalization) -> Pr
         255); or a pair (mean, std), units of inputs / scale. Token ids, and inputs of several arrays, stay as they are.
 
     Raises:
-      Refused: an unknown name; constants that do not fit the channels; a std that is not positive.
+      Refused: an unknown name; floats far outside [0, 1] with published constants; constants
+        that do not fit the channels; a std that is not positive.
     """
     leaves = jax.tree.leaves(train.inputs.shape_of_one if isinstance(train.inputs, Lazy) else train.inputs)
     structured = not hasattr(train.inputs.shape_of_one if isinstance(train.inputs, Lazy) else train.inputs, "shape")
@@ -50,6 +52,8 @@ def normalization(train: Split, positions: np.ndarray, how: Normalization) -> Pr
             return Unchanged()
         if how == "none":
             return Normalize((0.0,) * channels, (1.0,) * channels, scale) if pixels else Unchanged()
+        if how in PUBLISHED:
+            check_unit_range("train", train.inputs, f"normalization {how!r}", "set normalization='own'")
         pair: Sequence[Any] = PUBLISHED[how] if how in PUBLISHED else _statistics(train, positions, scale)
     else:
         pair = tuple(how) if isinstance(how, tuple | list | np.ndarray) else ()

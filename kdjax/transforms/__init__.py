@@ -173,6 +173,18 @@ def names(entries: Sequence[Entry]) -> list[str]:
     return listed
 
 
+def takes_one_for_white(entries: Sequence[Entry]) -> bool:
+    """Whether a transform of the entries, or inside two views, takes floats for values in [0, 1]."""
+    for entry in entries:
+        name, options = _parse(entry)
+        if name == "rand_augment" and options.get("high") is None:
+            return True
+        views = (options.get("weak", WEAK), options.get("strong", STRONG)) if name == "two_views" else ()
+        if any(takes_one_for_white(view) for view in views if isinstance(view, list | tuple)):
+            return True
+    return False
+
+
 def build(entries: Sequence[Entry], *, num_classes: int | None = None, kind: str | None = None) -> Transform:
     """One transform from entries `"flip"` or `("pad_crop", {"padding": 4})`, in order.
 

@@ -42,7 +42,8 @@ def rand_augment(num_ops: int = 2, magnitude: float = 10, high: float | None = N
     Args:
       num_ops: at least 0.
       magnitude: in [0, 30].
-      high: the value of white; by default 255 for uint8 images and 1 for floats. Black is 0.
+      high: the value of white; by default 255 for uint8 images and 1 for floats (a recipe on floats far outside [0, 1]
+        is refused). Black is 0.
 
     Source: Cubuk et al., NeurIPS 2020; MLLD's strong view is the weak one followed by `rand_augment(2, 10)`.
     """

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from kdjax import recipes
 from kdjax.data import from_arrays, load, overlap, verify_splits
 from kdjax.errors import Refused
+from kdjax.parts import parts
 from kdjax.prepare import Normalize, Unchanged
 
 RNG = np.random.default_rng(1)
@@ -162,6 +164,46 @@ def test_a_mapped_file_that_is_cut_short_is_a_sentence_and_a_later_change_change
     np.testing.assert_array_equal(data.test.inputs, TEST[0])
     with pytest.raises(Refused, match=r"test\.npy is 500 bytes long and the array that maps it needs 2048"):
         built(x=mapped, test=(test, TEST[1]))
+
+
+@pytest.mark.parametrize("normalization", ["kdc", "mdistiller"])
+def test_published_constants_are_of_values_between_0_and_1(normalization):
+    strokes = np.zeros(X.shape, np.float32)  # white on black, a few of each image
+    strokes[:, 2, 2] = 255
+    for x in (X.astype(np.float32), strokes + X / 255):
+        with pytest.raises(
+            Refused, match=f"train inputs are floats from .* normalization '{normalization}' takes 1 for"
+        ):
+            built(x=x, test=(TEST[0].astype(np.float32), TEST[1]), normalization=normalization)
+        built(x=x, test=(TEST[0].astype(np.float32), TEST[1]), normalization=((125.0,), (60.0,)))
+    noisy = [(x / 255 + np.random.default_rng(5).normal(0, 2, x.shape)).astype(np.float32) for x in (X, TEST[0])]
+    assert built(x=noisy[0], test=(noisy[1], TEST[1]), normalization=normalization).prepare.scale == 1
+
+
+@pytest.mark.parametrize(
+    ("transform", "method", "refused"),
+    [
+        (("flip", "rand_augment"), {}, True),
+        (("flip", "two_views"), {}, True),
+        ((("two_views", {"strong": ("flip",)}),), {}, False),
+        ((("rand_augment", {"high": 255.0}),), {}, False),
+        (("flip",), {"distill": recipes.Distill("mlld")}, True),
+        (("flip",), {"distill": recipes.Distill("mlld", {"strong": ("flip",)})}, False),
+    ],
+)
+def test_augmentation_of_floats_that_takes_1_for_white(transform, method, refused):
+    recipe = recipes.Recipe(model="mlp", transform=transform, batch_size=16, **method)
+    own = built(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1]))
+    small = built(x=(X / 255).astype(np.float32), test=((TEST[0] / 255).astype(np.float32), TEST[1]))
+    if refused:
+        with pytest.raises(
+            Refused, match=r"arrays train inputs are floats from 0 to 255, and transform 'rand_augment'"
+        ):
+            parts(recipe, own)
+    else:
+        parts(recipe, own)
+    parts(recipe, small)
+    parts(recipe, built())
 
 
 def test_given_constants_and_calibration_are_kept():
