@@ -37,6 +37,17 @@ def unit_interval(what: str, values: Any) -> None:
         raise Refused(f"{what} holds {held}; expected probabilities in [0, 1] (apply a softmax to logits first).")
 
 
+def hits(correct: Any) -> None:
+    """Refuses anything but 0 and 1, of any type; tracers pass."""
+    if isinstance(correct, jax.core.Tracer):
+        return
+    if not (known := (correct == 0) | (correct == 1)).all():
+        raise Refused(
+            f"correct holds {correct[~known][0]}; expected hits, 1 where the prediction is right and 0 where it is "
+            "wrong: predicted == labels."
+        )
+
+
 def confidences(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
     """Top-label pairs ([N] in [0, 1], [N] of 0 and 1) as float64."""
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
@@ -45,7 +56,7 @@ def confidences(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
             f"confidence has shape {confidence.shape} and correct {correct.shape}; expected two equal shapes [N]."
         )
     unit_interval("confidence", confidence)
-    unit_interval("correct", correct)
+    hits(correct)
     return np.clip(confidence, 0.0, 1.0), correct
 
 

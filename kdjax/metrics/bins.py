@@ -142,7 +142,7 @@ def binned(
 
     Raises:
       Refused: N = 0, bins < 1, shapes that differ; where the values are known (not under jit), a confidence that is
-        NaN or outside [0, 1], a negative weight, edges that do not ascend.
+        NaN or outside [0, 1], a hit that is not 0 or 1, a negative weight, edges that do not ascend.
     """
     one_of("closed", closed, ("right", "left"))
     one_of("ends", ends, ("in", "extra"))
@@ -158,6 +158,7 @@ def binned(
             "expected the same shape, [N] or [N, K]."
         )
     _check.unit_interval("confidence", confidence)
+    _check.hits(correct)
     if weight is not None:
         weight = xp.asarray(weight).astype(dtype)
         if weight.shape != confidence.shape[:1]:

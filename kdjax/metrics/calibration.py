@@ -3,7 +3,8 @@
 All take `confidence` [N] and `correct` [N] (see `top_label`) and return a fraction; tables print it times 100. Bin m
 of M is (m/M, (m+1)/M]; the first also holds exactly 0, the last holds exactly 1. An empty bin contributes 0; with
 N < M most are empty and nothing else changes. JAX arrays are computed where they are (also under jit), the rest in
-float64 on the host. They refuse N = 0, bins < 1 and, on the host, confidences that are NaN or outside [0, 1].
+float64 on the host. They refuse N = 0, bins < 1 and, where the values are known (not under jit), confidences that are
+NaN or outside [0, 1], and labels in the place of hits.
 
 The code in the wild differs at edges only: KD(C), torrvision, Guo et al., CRL and verified_calibration use (lo, hi] and
 drop a confidence of exactly 0; netcal and Google's GCE use [lo, hi), netcal with the last bin closed; torchmetrics

@@ -25,8 +25,7 @@ def _scores(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if np.isnan(score).any():
         raise Refused(f"{int(np.isnan(score).sum())} of {score.size} scores are NaN; expected numbers.")
-    if not np.isin(correct, (0, 1)).all():
-        raise Refused("correct holds values other than 0 and 1; expected hits.")
+    _check.hits(correct)
     return score, correct.astype(bool)
 
 

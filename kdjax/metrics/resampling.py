@@ -134,7 +134,8 @@ def resampled(
     # These two are exact on the sample; on the draws confidences are read to 1/2048.
     values["smece"] = smooth.smece(sums.confidence, sums.correct)
     values["aurc"] = ranking.aurc(sums.confidence, sums.correct)
-    noise = binned(sums.confidence, sums.confidence * (1 - sums.confidence), bins=bins).correct
+    variance = sums.confidence * (1 - sums.confidence)
+    noise = binned(sums.confidence, sums.correct, bins=bins, weight=variance).count
     return Resampled(
         values,
         {name: np.asarray(draws[1:]) for name, draws in each_draw.items()},

@@ -11,7 +11,7 @@ from scipy.fft import dct, idct
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 
-from kdjax.errors import Refused, positive, within
+from kdjax.errors import positive, within
 from kdjax.metrics import _check
 
 # Cells of the confidence axis. Residuals are shared between the two nearest cell centers, which widens a kernel of
@@ -36,7 +36,7 @@ def smece(confidence: Float[ArrayLike, "N"], correct: Bool[ArrayLike, "N"], *, s
       the ECE, and a gap that is constant in f is returned as it is.
 
     Raises:
-      Refused: N = 0, NaN, confidences outside [0, 1], sigma <= 0.
+      Refused: N = 0, NaN, confidences outside [0, 1], hits that are not 0 or 1, sigma <= 0.
 
     Source: Błasiok & Nakkiran, ICLR 2024. The reflected kernel is the heat kernel with reflecting ends, diagonal in the
     cosine basis; the authors' relplot convolves on a grid instead and agrees to its resolution.
@@ -162,7 +162,5 @@ def kde_ece(
     Half of `kde_ce` of the two-class problem (right, wrong), whose two components err alike.
     """
     confidence, correct = _check.confidences(confidence, correct)
-    if not np.isin(correct, (0.0, 1.0)).all():
-        raise Refused("correct holds values other than 0 and 1; expected hits.")
     two = np.stack([1 - confidence, confidence], 1)
     return 0.5 * kde_ce(two, correct.astype(np.int64), bandwidth=bandwidth)

@@ -269,3 +269,9 @@ def test_top_label_metrics_refuse(name):
     for confidence, sentence in ((np.zeros(0), "empty"), (np.array([1.5]), "softmax"), (np.array([np.nan]), "NaN")):
         with pytest.raises(Refused, match=sentence):
             getattr(metrics, name)(confidence, np.zeros(len(confidence)))
+
+
+@pytest.mark.parametrize("name", (*TOP, "aurc", "auroc"))
+def test_labels_in_the_place_of_hits_are_refused(name):
+    with pytest.raises(Refused, match="correct holds 2.*; expected hits"):
+        getattr(metrics, name)(np.linspace(0.2, 0.9, 4), np.arange(4))
