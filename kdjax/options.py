@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from kdjax.errors import Refused, nearest, one_of, within
 
@@ -230,8 +231,27 @@ _KINDS: dict[type, str] = {
 }
 
 
+def concrete(path: str, value: Any) -> Any:
+    """The numbers and arrays of NumPy and JAX as Python's, at every depth, so that a recipe can be hashed and stored.
+
+    Raises:
+      Refused: a traced value, which has no number yet.
+    """
+    if isinstance(value, Mapping):
+        return {name: concrete(f"{path}.{name}", inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(concrete(path, inner) for inner in value)
+    if isinstance(value, jax.core.Tracer):
+        raise Refused(f"{path} is a traced value; expected a number: make the recipe outside of jit.")
+    if isinstance(value, np.longdouble):  # whose own tolist keeps it
+        return float(value)
+    return concrete(path, value.tolist()) if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+
+
 def as_kind(path: str, value: Any, default: Any, remedies: Mapping[str, str] = {}) -> Any:
     """The value as a field of that default holds it: tuples for lists, Options for mappings, floats for integers.
+
+    What NumPy or JAX made of a number is a Python number in it (`concrete`).
 
     Args:
       path: the field, as people write it.
@@ -245,6 +265,7 @@ def as_kind(path: str, value: Any, default: Any, remedies: Mapping[str, str] = {
             kind = type(default).__name__
             raise Refused(f"{path} is {value!r}; expected {kind}(...), such as {kind}().")
         return value
+    value = concrete(path, value)
     if isinstance(default, Options):
         if not isinstance(value, Mapping | tuple | list):
             raise Refused(f"{path} is {value!r}; expected a mapping of names to values, such as {{'gamma': 2.0}}.")
@@ -252,7 +273,7 @@ def as_kind(path: str, value: Any, default: Any, remedies: Mapping[str, str] = {
     if isinstance(default, tuple):
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise Refused(f"{path} is {value!r}; expected a list such as {list(default) or ['...']}.")
-        return frozen(tuple(value))
+        return frozen(concrete(path, tuple(value)))
     if isinstance(default, bool) or isinstance(value, bool):
         right = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):

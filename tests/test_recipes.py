@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from kdjax import data, losses
+from kdjax.errors import Refused
 from kdjax.parts import Parts, parts
-from kdjax.recipes import Optimizer, Recipe
+from kdjax.recipes import Distill, Optimizer, Recipe
 from kdjax.types import Batch, Output, Spec
 from tests import tiny
 from tests.clocks import KEY, at
@@ -47,3 +48,18 @@ def test_alpha_is_the_teachers_share_and_weights_are_hard_then_soft(changes, har
     terms, _ = objective.apply(*objective.init(Spec(64, tiny.CLASSES), KEY), batch, Output(z), at(0.0))
     expected = hard * losses.nll(z, label).mean() + soft * losses.kd(z, t, T=2.0).mean()
     np.testing.assert_allclose(terms.total, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("made", [np.float32, np.int64, np.longdouble, np.array, jnp.float32, jnp.bfloat16])
+def test_numbers_of_numpy_and_jax_are_the_numbers_they_hold(made):
+    plain = Recipe(method="focal", options={"gamma": 2}, optimizer=Optimizer(lr=4), batch_size=32)
+    same = Recipe(method="focal", options={"gamma": made(2)}, optimizer=Optimizer(lr=made(4)), batch_size=np.int32(32))
+    assert (same, hash(same), same.canonical()) == (plain, hash(plain), plain.canonical())
+    soft = Distill("kd", {"T": made(3)}, alpha=made(0), weights=())
+    assert soft == Distill("kd", {"T": 3.0}, alpha=0.0) and type(soft.options["T"]) is float
+    assert Distill("kd", weights=map(made, (1, 2))).weights == Distill("kd", weights=np.array([1, 2])).weights == (1, 2)
+
+
+def test_a_traced_number_is_no_part_of_a_recipe():
+    with pytest.raises(Refused, match=r"distill\.options\.T is a traced value; .* outside of jit"):
+        jax.eval_shape(lambda T: Distill("kd", {"T": T}).alpha, 2.0)
