@@ -7,8 +7,9 @@ import pytest
 
 from kdjax import recipes, stages
 from kdjax.data import from_arrays, load
-from kdjax.data.hold_out import hold_out, stratified
+from kdjax.data.hold_out import carve, hold_out, stratified
 from kdjax.data.order import permutation
+from kdjax.errors import Refused
 
 RNG = np.random.default_rng(3)
 
@@ -31,6 +32,15 @@ def test_no_class_of_two_or_more_is_lost_on_either_side():
         assert set(label[held_out]) == set(range(6)) and set(label[rest]) == set(range(8))
         held_out, rest = hold_out(label, seed, 0.9)
         assert set(range(6)) <= set(label[held_out]) and set(label[rest]) == set(range(8))
+
+
+def test_classes_of_one_example_leave_nothing_to_hold_out():
+    label = np.arange(6)
+    with pytest.raises(Refused, match="0.3 of 6 training examples holds out none, .* alone in its class; .*'random'"):
+        from_arrays((RNG.random((6, 4)), label), (RNG.random((6, 4)), label), num_classes=6, calibration_fraction=0.3)
+    assert len(hold_out(label, 0, 0.3, "random")[0]) == 2 and len(hold_out(label % 5, 0, 0.3)[0]) == 1
+    with pytest.raises(Refused, match=r"each of the 6 examples in here\.csv is alone in its class"):
+        carve("here.csv", label, 2)
 
 
 def test_it_is_a_function_of_its_arguments_and_random_is_what_it_was():
