@@ -67,6 +67,15 @@ class TestLaws:
         with jax.enable_x64(True):
             assert method.apply(params, jnp.asarray(z, jnp.float64)).dtype == jnp.float64
 
+    def test_regions_and_a_single_row_are_calibrated_along_the_last_axis(self, name):
+        z, y = sample(2.0, n=60)
+        method = POSTHOC[name]
+        params = method.fit(z, y)
+        rows = np.asarray(method.apply(params, z))
+        regions = method.apply(params, z.reshape(6, 10, K))
+        np.testing.assert_allclose(regions, rows.reshape(6, 10, K), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(method.apply(params, z[0]), rows[0], rtol=1e-5, atol=1e-5)
+
     def test_weights_are_repetition_and_zero_is_absence(self, name):
         z, y = sample(2.0, n=240)
         # Whole batches keep their order, so that the grids, which average over batches, see the same ones.

@@ -22,7 +22,7 @@ def apply_isotonic(params: Params, logits: Float[Array, "B K"]) -> Float[Array, 
     """
     z, fitted = prepared("isotonic", params, logits)
     p = jax.nn.softmax(z, axis=-1)
-    q = jax.vmap(jnp.interp, in_axes=(1, 0, 0), out_axes=1)(p, fitted["x"], fitted["y"])
+    q = jax.vmap(jnp.interp, in_axes=(-1, 0, 0), out_axes=-1)(p, fitted["x"], fitted["y"])
     return jax.nn.log_softmax(jnp.log(jnp.maximum(q, fitted["floor"])), axis=-1)
 
 
