@@ -18,6 +18,7 @@ from kdjax.metrics import _check
 
 
 def _scores(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(ranks of the scores, equal ones sharing one; hits): nothing here asks for more, and an infinity has a rank."""
     score, correct = np.asarray(score, np.float64), np.asarray(correct)
     if score.ndim != 1 or score.shape != correct.shape or score.size == 0:
         raise Refused(
@@ -26,7 +27,7 @@ def _scores(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
     if np.isnan(score).any():
         raise Refused(f"{int(np.isnan(score).sum())} of {score.size} scores are NaN; expected numbers.")
     _check.hits(correct)
-    return score, correct.astype(bool)
+    return np.unique(score, return_inverse=True)[1], correct.astype(bool)
 
 
 def risk_coverage(score: Float[ArrayLike, "N"], correct: Bool[ArrayLike, "N"]) -> Float[np.ndarray, "N"]:

@@ -101,6 +101,14 @@ def test_auroc_is_the_fraction_of_pairs():
     assert metrics.auroc(score, correct) == pytest.approx(np.mean(pairs))
 
 
+def test_an_infinite_score_ranks_first_or_last():
+    infinite, finite = np.array([np.inf, 2.0, -np.inf, 2.0, np.inf, 0.0]), np.array([9.0, 2.0, -9.0, 2.0, 9.0, 0.0])
+    correct = np.array([1, 1, 0, 0, 0, 1])
+    for measure in (metrics.auroc, metrics.aupr, metrics.fpr_at_tpr, metrics.aurc, metrics.eaurc):
+        assert measure(infinite, correct) == measure(finite, correct)
+    assert metrics.ood(infinite, infinite[:3]) == metrics.ood(finite, finite[:3])
+
+
 @pytest.mark.parametrize("correct", [np.ones(5, int), np.zeros(5, int)])
 def test_one_group_only_is_a_documented_value(correct):
     score = np.linspace(0, 1, 5)
