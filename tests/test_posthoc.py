@@ -423,8 +423,8 @@ GOOD = {
         (json.dumps(GOOD | {"form": "__import__('os')"}), "damaged calibrator"),
         (json.dumps(GOOD | {"classes": ["a"]}), "damaged calibrator"),
         (json.dumps(GOOD | {"num_classes": True}), "damaged calibrator"),
-        (json.dumps(GOOD | {"params": {"T": "rm -rf"}}), "parameters are not numbers"),
-        (json.dumps(GOOD | {"params": {"T": [2.0, 1.0]}}), r"x.json: the parameter T .* shape \[2\]"),
+        (json.dumps(GOOD | {"params": {"T": "rm -rf"}}), "parameters of temperature are not numbers"),
+        (json.dumps(GOOD | {"params": {"T": [2.0, 1.0]}}), r"x.json is a damaged calibrator: the parameter T .* \[2\]"),
         (json.dumps(GOOD | {"params": {"T": 0.0}}), "expected numbers > 0"),
         (json.dumps(GOOD | {"params": {"T": 1.0}}).replace("1.0", "NaN"), "is not a calibrator"),
     ],
@@ -437,6 +437,31 @@ def test_a_wrong_file_is_refused(tmp_path, text, sentence):
         posthoc.load(tmp_path / "absent.json")
     with pytest.raises(Refused, match="not a calibrator"):
         posthoc.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"classes": (0, 1, 2)}, r"classes is \(0, 1, 2\); expected the names of all 3 classes as text, or \(\)"),
+        ({"classes": ("a", "b")}, r"classes is \('a', 'b'\); expected the names of all 3"),
+        ({"classes": "abc"}, "classes is 'abc'; expected the names"),
+        ({"scores": "probs"}, "scores is 'probs', which does not exist; did you mean probabilities"),
+        ({"num_classes": 1}, "num_classes is 1; expected an integer of at least 2"),
+        ({"num_classes": True}, "num_classes is True; expected an integer"),
+        ({"about": 3}, "about is 3; expected a mapping"),
+        ({"params": {"T": "hot"}}, "parameters of temperature are not numbers"),
+        ({"params": 2.0}, "the parameters of temperature are float; expected what its fit returned"),
+    ],
+)
+def test_what_load_would_not_read_is_refused_when_made(fields, sentence):
+    with pytest.raises(Refused, match=sentence):
+        posthoc.fitted("temperature", **{"params": {"T": 2.0}, "num_classes": 3, **fields})
+
+
+def test_numpy_fields_are_saved_as_what_they_hold(tmp_path):
+    made = posthoc.fitted("temperature", {"T": jnp.float32(2)}, num_classes=np.int64(2), classes=np.array(["a", "b"]))
+    made.save(tmp_path / "x.json")
+    assert posthoc.load(tmp_path / "x.json").classes == made.classes == ("a", "b")
 
 
 class TestFromOutside:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.errors import Refused
+from kdjax.errors import Refused, one_of
 from kdjax.files import Damaged, read_json, write_json
 
 FORMAT = 1
@@ -112,6 +112,9 @@ class Calibrator:
       form: the formula, a key of `FORMS`; "" for a method from outside, whose own `apply` is called.
       version: of the code of a method from outside.
       about: anything else the file says: what it was fitted on, the errors before and after.
+
+    Raises:
+      Refused: a field that `load` would not read, when made.
     """
 
     method: str
@@ -122,6 +125,32 @@ class Calibrator:
     form: str = ""
     version: str = ""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count, names = self.num_classes, self.classes
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
+            raise Refused(f"num_classes is {count!r}; expected an integer of at least 2.")
+        # One text is one name, not as many as it has letters.
+        names = tuple(names) if isinstance(names, tuple | list | np.ndarray) else (names,)
+        if len(names) not in (0, count) or not all(isinstance(name, str) for name in names):
+            raise Refused(f"classes is {self.classes!r}; expected the names of all {count} classes as text, or ().")
+        one_of("scores", self.scores, ("logits", "probabilities"))
+        one_of("form", self.form, ("", *FORMS))
+        if not isinstance(self.about, Mapping):
+            raise Refused(f"about is {self.about!r}; expected a mapping, such as {{'examples': 300}}.")
+        if isinstance(self.params, Mapping):
+            try:
+                params = {name: np.asarray(value, np.float64) for name, value in self.params.items()}
+            except (ValueError, TypeError) as error:
+                raise Refused(f"the parameters of {self.method} are not numbers; fit it again.") from error
+            object.__setattr__(self, "params", params)
+        elif not self.form:
+            kind = type(self.params).__name__
+            raise Refused(f"the parameters of {self.method} are {kind}; expected the mapping that its fit returned.")
+        if self.form:
+            check_params(self.form, self.params, int(count))
+        object.__setattr__(self, "num_classes", int(count))
+        object.__setattr__(self, "classes", names)
 
     def __call__(self, logits: Any) -> np.ndarray:
         """Calibrated probabilities of logits [N, K] or [K], float64, rows that sum to 1.
@@ -176,7 +205,7 @@ class Calibrator:
           Refused: parameters that are not plain numbers.
           OSError: the disk refuses.
         """
-        params = {name: np.asarray(value, np.float64).tolist() for name, value in self.params.items()}
+        params = {name: value.tolist() for name, value in self.params.items()}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "params"}
         write_json(Path(path), {"kind": KIND, "format": FORMAT, **fields, "about": dict(self.about), "params": params})
 
@@ -199,30 +228,10 @@ def load(path: str | Path) -> Calibrator:
     if stored.get("format") != FORMAT:
         raise Refused(f"{path} is of format {stored.get('format')!r}, and this kdjax reads {FORMAT}; upgrade kdjax.")
     text: dict[str, Any] = {name: stored.get(name) for name in ("method", "scores", "form", "version")}
-    classes: Any = stored.get("classes")
-    num_classes: Any = stored.get("num_classes")
-    about: Any = stored.get("about")
-    known = (
-        all(isinstance(value, str) for value in text.values())
-        and text["scores"] in ("logits", "probabilities")
-        and text["form"] in ("", *FORMS)
-        and isinstance(num_classes, int)
-        and num_classes >= 2
-        and isinstance(classes, list)
-        and len(classes) in (0, num_classes)
-        and all(isinstance(name, str) for name in classes)
-        and isinstance(about, dict)
-        and isinstance(stored.get("params"), dict)
-    )
-    if not known:
+    others: dict[str, Any] = {name: stored.get(name) for name in ("params", "num_classes", "classes", "about")}
+    if not all(isinstance(value, str) for value in text.values()):
         raise Refused(f"{path} is a damaged calibrator: a field is missing or of another kind; fit it again.")
     try:
-        params = {name: np.array(value, np.float64) for name, value in stored["params"].items()}
-    except (ValueError, TypeError) as error:
-        raise Refused(f"{path} is a damaged calibrator: its parameters are not numbers; fit it again.") from error
-    if text["form"]:
-        try:
-            check_params(text["form"], params, num_classes)
-        except Refused as error:
-            raise Refused(f"{path}: {error}") from error
-    return Calibrator(params=params, num_classes=num_classes, classes=tuple(classes), about=about, **text)
+        return Calibrator(**text, **others)
+    except Refused as error:
+        raise Refused(f"{path} is a damaged calibrator: {error}") from error

@@ -14,7 +14,7 @@ from kdjax.errors import Refused, one_of
 from kdjax.posthoc.affine import apply_dirichlet, apply_vector, fit_dirichlet, fit_vector
 from kdjax.posthoc.core import Params, PostHoc
 from kdjax.posthoc.isotonic import apply_isotonic, fit_isotonic
-from kdjax.posthoc.portable import Calibrator, check_params
+from kdjax.posthoc.portable import Calibrator
 from kdjax.posthoc.temperature import (
     apply_classwise_temperature,
     apply_temperature,
@@ -170,14 +170,11 @@ def fitted(method: str, params: Params, *, num_classes: int, **more: Any) -> Cal
       **more: `classes`, `scores` and `about` of `Calibrator`.
 
     Raises:
-      Refused: an unknown method, or parameters that are not its own.
+      Refused: an unknown method, parameters that are not its own, or a field that `load` would not read.
     """
     pair = get(method)
-    arrays = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    if pair.form:
-        check_params(pair.form, arrays, num_classes)
-        return Calibrator(method, arrays, num_classes, form=pair.form, **more)
-    return Calibrator(method, arrays, num_classes, version=pair.version, **more)
+    version = "" if pair.form else pair.version
+    return Calibrator(method, params, num_classes, form=pair.form, version=version, **more)
 
 
 def applied_from_outside(calibrator: Calibrator, logits: np.ndarray) -> np.ndarray:
