@@ -3,7 +3,7 @@
 @hyper(gamma=at_least(0), form=choice("offtarget", "uniform"))
 def loss(logits, labels, *, gamma=3.0, form="offtarget"): ...
 
-loss(logits, labels, gamma=-1.0)     # Refused: loss.gamma is -1.0; expected a number in [0, inf].
+loss(logits, labels, gamma=-1.0)     # Refused: loss.gamma is -1.0; expected a number in [0, inf).
 loss.hyper                           # {"gamma": at_least(0), ...}: a registry reads defaults and ranges from here
 """
 

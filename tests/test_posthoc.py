@@ -278,6 +278,36 @@ class TestAffine:
         with pytest.raises(Refused, match="expected a number"):
             posthoc.get(name).fit(*sample(2.0, n=50), **options)
 
+    @pytest.mark.parametrize(
+        ("grid", "sentence"),
+        [
+            ((-1.0, 1.0), r"select_odir.grid is -1.0; expected a number in \[0, inf\)"),
+            (jnp.array([1.0, -1.0]), "select_odir.grid is -1.0"),
+            ((), "select_odir.grid is empty; expected at least one penalty"),
+            (1.0, "select_odir.grid is 1.0; expected a list"),
+            (("a",), "select_odir.grid is 'a'; expected a number"),
+        ],
+    )
+    def test_a_grid_of_anything_but_penalties_is_refused(self, grid, sentence):
+        with pytest.raises(Refused, match=sentence):
+            posthoc.select_odir(*sample(1.0, n=60), grid=grid, folds=3)
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"lam": -1.0}, "dirichlet_loss.lam is -1.0; expected a number"),
+            ({"mu": -1.0}, "dirichlet_loss.mu is -1.0; expected a number"),
+            ({"params": {"T": np.ones(())}}, "the parameters of dirichlet are the names T"),
+            ({"params": {"W": np.eye(3), "b": np.zeros(3)}}, r"W of dirichlet has shape \[3, 3\]"),
+        ],
+    )
+    def test_the_dirichlet_loss_refuses_what_the_fit_refuses(self, changes, sentence):
+        z, y = sample(2.0, n=50)
+        given = {"params": {"W": np.eye(K, dtype=int), "b": [0] * K}, "lam": 0.0, "mu": 0.0}
+        assert posthoc.dirichlet_loss(logits=z, labels=y, **given)[0] == pytest.approx(nll(z, y))
+        with pytest.raises(Refused, match=sentence):
+            posthoc.dirichlet_loss(logits=z, labels=y, **{**given, **changes})
+
 
 class TestIsotonic:
     def test_is_scikit_learn_normalized(self):

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from scipy.optimize import minimize
 
 from kdjax.errors import Refused
-from kdjax.options import at_least, hyper, integer
+from kdjax.options import at_least, concrete, each, hyper, integer
 from kdjax.posthoc.core import Params, Sample, inspect, log_softmax, mean_nll, prepared, unless_none
+from kdjax.posthoc.portable import Calibrator
 
 
 def apply_vector(params: Params, logits: Float[Array, "B K"]) -> Float[Array, "B K"]:
@@ -68,6 +69,7 @@ def apply_dirichlet(params: Params, logits: Float[Array, "B K"]) -> Float[Array,
     return jax.nn.log_softmax(z, axis=-1) @ fitted["W"].T + fitted["b"]
 
 
+@hyper(lam=at_least(0), mu=at_least(0))
 def dirichlet_loss(
     params: Params, logits: Any, labels: Any, *, lam: float, mu: float, weight: Any = None
 ) -> tuple[float, dict[str, np.ndarray]]:
@@ -83,11 +85,15 @@ def dirichlet_loss(
     Returns:
       (value, {"W": gradient [K, K], "b": gradient [K]}), float64.
 
+    Raises:
+      Refused: see `core.inspect`; λ or μ < 0; parameters of another method or size.
+
     Source: Kull et al. 2019 (ODIR), in the normalization of the KD(C) and MDCA codes.
     """
     sample = inspect(logits, labels, weight)
     K = sample.logits.shape[1]
-    theta = np.concatenate([np.asarray(params["W"], np.float64).ravel(), np.asarray(params["b"], np.float64)])
+    checked = Calibrator("dirichlet", params, K, form="dirichlet").params
+    theta = np.concatenate([checked["W"].ravel(), checked["b"]])
     value, grad = _odir(sample, lam, mu)(theta)
     return value, _unpack(grad, K)
 
@@ -144,8 +150,12 @@ def select_odir(
     It fits |grid|²·folds times: seconds at K = 10, many minutes at K = 100.
 
     Raises:
-      Refused: see `core.inspect`; fewer than 2 folds, or fewer examples than folds.
+      Refused: see `core.inspect`; a grid that is no list of numbers >= 0; fewer than 2 folds, or fewer examples than
+        folds.
     """
+    grid = each(at_least(0))("select_odir.grid", concrete("select_odir.grid", grid))
+    if not grid:
+        raise Refused("select_odir.grid is empty; expected at least one penalty, such as grid=(0.1, 1.0, 10.0).")
     sample = inspect(logits, labels, weight)
     if not 2 <= folds <= len(sample.labels):
         raise Refused(f"folds is {folds}; expected 2 to {len(sample.labels)}, the number of examples.")
