@@ -126,7 +126,7 @@ def kde_ce(
     Args:
       probs: [N, K], rows that sum to 1.
       labels: [N], integers in [0, K).
-      p: order of the norm, >= 1.
+      p: order of the norm, >= 1; inf is the maximum norm, the largest error of any class of any example.
       bandwidth: h > 0; by default `likeliest_bandwidth`.
 
     Returns:
@@ -146,12 +146,17 @@ def kde_ce(
     bandwidth = likeliest_bandwidth(probs) if bandwidth is None else positive("bandwidth", bandwidth)
     onehot = np.zeros_like(probs)
     onehot[np.arange(len(labels)), labels] = 1.0
-    total = 0.0
+    errors = []
     for here, log_kernel in _blocks(probs, float(bandwidth)):
         kernel = np.exp(log_kernel - log_kernel.max(1, keepdims=True))
         expected = kernel @ onehot / kernel.sum(1, keepdims=True)
-        total += float((np.abs(expected - probs[here]) ** p).sum())
-    return (total / len(probs)) ** (1.0 / p)
+        errors.append(np.abs(expected - probs[here]))
+    worst = max(float(block.max()) for block in errors)
+    if p == np.inf or worst == 0:
+        return worst
+    scale = worst if p > 2 else 1.0  # a high power of a small error would be 0
+    total = sum(float(((block / scale) ** p).sum()) for block in errors)
+    return scale * (total / len(probs)) ** (1.0 / p)
 
 
 def kde_ece(

@@ -94,13 +94,20 @@ def test_kernel_estimate_equals_a_direct_loop():
 
     f, labels, _ = dirichlet_sample(20, 0.5)
     onehot = np.eye(3)[labels]
-    for p in (1.0, 2.0):
+    for p in (1.0, 2.0, 3.0):
         total = 0.0
         for i in range(20):
             others = [j for j in range(20) if j != i]
             k = np.array([dirichlet.pdf(f[i], f[j] / 0.1 + 1) for j in others])
             total += (np.abs(k @ onehot[others] / k.sum() - f[i]) ** p).sum()
         assert metrics.kde_ce(f, labels, p=p, bandwidth=0.1) == pytest.approx((total / 20) ** (1 / p), rel=1e-9)
+
+
+def test_the_norm_of_a_high_order_tends_to_the_largest_error():
+    f, labels, _ = dirichlet_sample(20, 0.5)
+    orders = [metrics.kde_ce(f, labels, p=p, bandwidth=0.1) for p in (4.0, 64.0, 1e6, np.inf)]
+    assert 0 < orders[0] < orders[1] < orders[2] < orders[3] < 1
+    assert orders[2] == pytest.approx(orders[3], rel=1e-5)
 
 
 def test_kernel_estimate_finds_a_known_error():
