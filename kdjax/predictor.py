@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kdjax import checkpoints, layout, models, prepare, programs, step
+from kdjax.data.checks import check_finite
 from kdjax.data.text import encode
 from kdjax.errors import Refused
 from kdjax.huggingface import Tokenizer, Vocabulary
@@ -162,16 +163,22 @@ class Predictor:
           inputs: raw inputs as the training data held them, or a list of N texts.
 
         Raises:
-          Refused: a batch size below 1; inputs of another shape or type than the training data's; texts for a
-            network without a vocabulary.
+          Refused: a batch size below 1; inputs of another shape or type than the training data's, or not finite; texts
+            for a network without a vocabulary.
         """
         integer(1)("batch_size", batch_size)
         if isinstance(inputs, str) or (
             isinstance(inputs, Sequence) and inputs and all(isinstance(text, str) for text in inputs)
         ):
             inputs = self._encoded(inputs)
+        if isinstance(inputs, list | tuple):
+            raise Refused(
+                f"predict got a {type(inputs).__name__}; expected arrays as the training data held them: type "
+                "np.asarray(inputs)."
+            )
         inputs = jax.tree.map(np.asarray, inputs)
         self._check(inputs)
+        check_finite("what predict got", inputs)
         n = len(jax.tree.leaves(inputs)[0])
         size = min(batch_size, n)
         feed = layout.resident(inputs, np.zeros(n, np.int32), layout.mesh(1))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +67,15 @@ def frozen(model: Model, variables: PyTree) -> Teacher:
     """A trained model in evaluation mode: running statistics, no dropout, no gradient.
 
     It sees the transformed batch, so that teacher and student look at the same pixels.
+
+    Raises:
+      Refused: something else than a `Model` and its variables.
     """
+    if not isinstance(model, Model) or not isinstance(variables, Mapping) or "params" not in variables:
+        raise Refused(
+            f"frozen got a {type(model).__name__} and a {type(variables).__name__}; expected a network and its "
+            "variables: type teachers.frozen(trainer.task.parts.model, state.variables)."
+        )
     return Teacher(_frozen(model), variables)
 
 
@@ -150,10 +158,11 @@ def ensemble(*teachers: Teacher) -> Teacher:
     The mean of probabilities, not of logits: a proper mixture. Temper after (`scaled`) rather than before.
 
     Raises:
-      Refused: no teachers; while tracing, teachers with different classes.
+      Refused: no teachers, or something else; remembered ones that differ in rows; while tracing, other classes.
     """
-    if not teachers:
-        raise Refused("ensemble was given no teachers; give it at least one.")
+    if not teachers or not all(isinstance(teacher, Teacher) for teacher in teachers):
+        given = ", ".join(type(teacher).__name__ for teacher in teachers) or "no teachers"
+        raise Refused(f"ensemble was given {given}; expected at least one Teacher: type ensemble(first, second).")
     if any(t.by_epoch is not None for t in teachers):
         raise Refused(
             "a teacher in an ensemble is remembered by epoch; expected frozen ones: remember the ensemble instead."
@@ -169,8 +178,11 @@ def ensemble(*teachers: Teacher) -> Teacher:
         log_p = jnp.stack([temper(x, 1.0) for x in logits])
         return Output(jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(teachers))))
 
-    known = [t.num_examples for t in teachers if t.num_examples is not None]
-    return Teacher(apply, tuple(t.variables for t in teachers), known[0] if known else None)
+    known = {t.num_examples for t in teachers} - {None}
+    if len(known) > 1:
+        counts = " and ".join(map(str, sorted(known, key=str)))
+        raise Refused(f"the remembered teachers have {counts} rows; expected as many: remembered(logits, of=dataset).")
+    return Teacher(apply, tuple(t.variables for t in teachers), next(iter(known), None))
 
 
 def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None = None) -> Teacher:
@@ -191,7 +203,8 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
       logits: [N, K] floating point (float16 is enough for storage); column k is of class k, `dataset.label_names[k]`.
       of: the data set whose source the rows are of, in the source's order, before the calibration split was taken out
         and before `train_examples` kept a part: the rows of `of.train` are picked by its `index`. A test split that
-        was drawn from a file of texts, a table or a folder of images has no rows; from one pool of arrays it has.
+        was drawn from a file of texts, a table or a folder of images has no rows; from one pool of arrays it has. Where
+        you numbered the examples (a triple of `from_arrays`), row n is of the example with the number n.
 
     Raises:
       Refused: not [N, K] or not floating point; probabilities; with `of`, another number of rows than the source has;
@@ -203,10 +216,9 @@ def remembered(logits: Float[Array | np.ndarray, "N K"], *, of: Dataset | None =
     if not isinstance(table, jax.core.Tracer):
         _refuse_probabilities(np.asarray(table))
     if of is not None:
-        rows = _rows_of(np.asarray(table), of)
-        _compare_columns(rows, of)
-        table = jnp.asarray(rows)
-    return table_of(table)
+        table = _rows_of(np.asarray(table), of)
+        _compare_columns(table, of)
+    return table_of(jnp.asarray(table))
 
 
 def _refuse_probabilities(table: np.ndarray) -> None:

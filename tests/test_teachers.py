@@ -69,6 +69,15 @@ def test_ensemble_is_the_mean_of_probabilities():
         teachers.ensemble()
     with pytest.raises(Refused, match="same classes"):
         run(teachers.ensemble(a, teacher(W[:, :2])))
+    with pytest.raises(Refused, match=r"was given list; .*ensemble\(first, second\)"):
+        teachers.ensemble([a, b])
+    rows = [teachers.remembered(np.zeros((n, 3), np.float32)) for n in (4, 5)]
+    for order in (rows, rows[::-1], [rows[0], a, rows[1]]):
+        with pytest.raises(Refused, match="have 4 and 5 rows; expected as many"):
+            teachers.ensemble(*order)
+    assert teachers.ensemble(a, rows[1]).num_examples == 5
+    with pytest.raises(Refused, match="got a tuple and a dict; expected a network"):
+        teachers.frozen((), {})
 
 
 def test_remembered_gathers_by_index_also_for_two_stacked_views():

@@ -46,6 +46,11 @@ def as_split(
         raise Refused(
             f"{what} is {type(part).__name__}; expected a pair (inputs, label) or a triple (inputs, label, index)."
         )
+    if isinstance(part[0], list):
+        raise Refused(
+            f"{what} has a list of {len(part[0])} as inputs; expected an array [N, ...], or a dict of them: type "
+            "np.asarray(inputs), or np.stack(inputs)."
+        )
     inputs = part[0] if isinstance(part[0], Lazy) else jax.tree.map(_leaf, part[0])
     label = np.asarray(part[1])
     n = check_lazy(what, inputs) if isinstance(inputs, Lazy) else check_inputs(what, inputs)
@@ -209,10 +214,12 @@ def check_unit_range(what: str, inputs: PyTree, taker: str, instead: str) -> Non
       taker: what takes 1 for white, for the sentence.
       instead: what to type where these values are meant.
     """
-    some = inputs.gather(np.arange(min(len(inputs), LOOKED_AT))) if isinstance(inputs, Lazy) else inputs
-    values = jax.tree.leaves(some)[0][:CHUNK]
-    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
+    lazy = isinstance(inputs, Lazy)
+    first = jax.tree.leaves(inputs.shape_of_one if lazy else inputs)[0]
+    if not hasattr(first, "dtype") or not np.issubdtype(first.dtype, np.floating):
         return
+    some = inputs.gather(np.arange(min(len(inputs), LOOKED_AT))) if lazy else inputs
+    values = np.asarray(jax.tree.leaves(some)[0][:CHUNK])
     if np.sqrt(np.square(values, dtype=np.float64).mean()) > FAR_OUTSIDE:
         raise Refused(
             f"{what} inputs are floats from {values.min():.4g} to {values.max():.4g}, and {taker} takes 1 for white; "

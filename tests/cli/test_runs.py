@@ -100,6 +100,15 @@ def test_a_batch_of_no_examples_is_refused(size):
         Predictor.predict(object.__new__(Predictor), np.zeros((3, 4)), batch_size=size)
 
 
+def test_inputs_that_are_no_finite_array_are_refused(runs):
+    predictor, images = kdjax.load(runs[2]), tiny.arrays(4, 1)[0]
+    with pytest.raises(Refused, match=r"predict got a list; .*np.asarray\(inputs\)"):
+        predictor.predict(images.tolist())
+    images[2, 0, 0] = np.nan
+    with pytest.raises(Refused, match="what predict got has 1 NaN or infinite values .* at position 2"):
+        predictor.predict(images)
+
+
 def test_a_run_is_loaded_with_the_defaults_of_its_day(runs, monkeypatch):
     _, _, student, _ = runs
     images = tiny.arrays(4, 1)[0]

@@ -29,12 +29,12 @@ def source(*, path=None, length=6):
 
 @pytest.fixture
 def module(tmp_path):
-    def make(offset):
-        path = tmp_path / f"toy_{offset}.py"
+    def make(offset, name="toy"):
+        path = tmp_path / f"{name}_{offset}.py"
         path.write_text(MODULE.format(offset=offset))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(name, path)
         made = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = made
+        sys.modules[name] = made
         spec.loader.exec_module(made)
         return made
 
@@ -65,6 +65,8 @@ def test_changed_code_is_another_data_set(module):
     assert prints[0] == prints[1] != prints[2]
     data.register("toy_text", module(1).source, version="1.0")
     assert data.version("toy_text") == "1.0" and data.version("digits") == ""
+    with pytest.raises(Refused, match="data set 'toy_text' exists already"):
+        data.register("toy_text", module(1, name="another").source)
 
 
 def test_refusals(module):
@@ -84,6 +86,6 @@ def test_refusals(module):
 
 
 def test_the_version_of_a_function_is_that_of_its_module(module):
-    first, second = module(0), module(1)
+    first, second = module(0, name="first"), module(1, name="second")
     assert source_version("it", first.source) != source_version("it", second.source)
-    assert source_version("it", first.source) == source_version("it", module(0).source)
+    assert source_version("it", first.source) == source_version("it", module(0, name="third").source)
