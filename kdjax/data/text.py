@@ -65,11 +65,9 @@ def tokenized(
       cache_dir: where the ids of a set that is not small are kept, as in `cache.default_folder`.
 
     Raises:
-      Refused: what `Tokenizer.from_folder` and `train_vocabulary` refuse; a length below 3; a split without texts.
+      Refused: what `Tokenizer.from_folder` and `train_vocabulary` refuse; a length below 3.
     """
     flag()("data.options.lowercase", lowercase)
-    if none := [what for what in PARTS if what in raw.splits and not raw.splits[what].text]:
-        raise Refused(f"{raw.name} has no texts for {none[0]}; expected two or more of some class: add texts.")
     rows, how = kept_rows(raw, split_seed, calibration_fraction, calibration_split, classes)
     texts = {what: raw.splits[what].text for what in PARTS if what in raw.splits}
     hashes = {what: contents(of_split) for what, of_split in texts.items()}

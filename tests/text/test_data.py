@@ -199,11 +199,12 @@ def test_blanks_around_a_label_are_no_part_of_it(tmp_path):
         ({"text_column": ["text"]}, r"data.options.text_column is \['text'\]; expected the name of one column"),
         ({"label_column": "text"}, "text_column and label_column are both 'text'; expected two columns"),
         ({"path": 3}, "data.path is 3; expected the path of a file or a folder"),
-        ({}, "has no texts for test; expected two or more of some class"),
+        ({"label_column": "id"}, "each of the 9 examples in .* is alone in its class"),
     ],
 )
 def test_options_of_texts_are_checked(tmp_path, options, says):
-    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"hello {i},class {i}\n" for i in range(9)))
+    rows = "".join(f"hello {i},{'yes' if i % 2 else 'no'},number {i}\n" for i in range(9))
+    (tmp_path / "a.csv").write_text(f"text,label,id\n{rows}")
     with pytest.raises(Refused, match=says):
         data.load("text", **{"path": tmp_path / "a.csv", **options})
 
