@@ -154,6 +154,7 @@ def test_a_missing_set_names_folder_and_command(folders):
         load("tinny", **folders)
 
 
+@pytest.mark.slow
 def test_no_tensorflow_and_no_tfds_once_cached(folders):
     tiny.write(folders["data_dir"], splits=SPLITS)
     program = f"""

@@ -243,5 +243,5 @@ FEW = ("nll", "mdca", "crl", "kd", "dkd", "losses.focal", "losses.mdca", "losses
 
 
 def but_few_slowly(members: list[Member]) -> list[Any]:
-    """For laws without jit, of which each operation is a program: `make test` keeps one of a kind."""
+    """For laws that take long, as without jit, where each operation is a program: `make test` keeps one of a kind."""
     return [pytest.param(m, marks=() if m.id in FEW else pytest.mark.slow) for m in members]

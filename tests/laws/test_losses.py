@@ -70,7 +70,7 @@ def test_law_1_eager_on_devices_and_in_half_precision(member):
         door.same(jax.tree.map(lambda x: x[1], mapped), result[:4], rtol=1e-5, atol=1e-6)
 
 
-@everyone
+@pytest.mark.parametrize("member", members.but_few_slowly(members.everyone()), ids=str, scope="module")
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_law_1_precisions(member, scale):
     laws.precisions(member, door.Draw(11, scale, SHAPE))

@@ -41,7 +41,7 @@ def host(tree):
 
 
 # One of each kind in `make test`: no state, memory by example, refresh, a teacher, two views, features, own parameters.
-KINDS = ("nll", "mdca", "mixup", "crl", "adafocal", "kd", "mlld", "ctkd", "hidden_state")
+KINDS = ("nll", "crl", "adafocal", "kd", "mlld", "ctkd", "hidden_state")
 
 
 @pytest.mark.parametrize("name", [*KINDS, *slow(*(name for name in objectives.METHODS if name not in KINDS))])

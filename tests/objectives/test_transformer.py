@@ -79,6 +79,7 @@ def kl(t, z):
     return np.mean(np.sum(np.exp(log_t) * (log_t - log_z), -1))
 
 
+@pytest.mark.slow
 def test_pkd_is_its_formula_and_skips_as_the_paper_does(teacher, student, twin):
     objective = build("pkd", T=3.0, kd=0.4, beta=7.0)
     params = params_of(objective, student, teacher)[0]

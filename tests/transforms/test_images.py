@@ -96,6 +96,7 @@ def test_rand_augment_geometry():
     np.testing.assert_array_equal(geometry("shear_y", x, 1)[:, :-1, 8], reference[:, 1:, 8])
 
 
+@pytest.mark.slow
 def test_rand_augment_values():
     x = pictures(2, 4, 4, 3).astype(jnp.float32)
     r = np.asarray(x)
