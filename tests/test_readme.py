@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 CHEAP = {
     "make quickstart": "make {make} quickstart ARGS=\"--config=configs/digits.py:mlp,mdca,mlp,kd --config.seeds='(0,)' "
     "--config.recipe.temperatures='(1.0,)' --config.recipe.teacher.epochs=1 --config.recipe.student.epochs=1\"",
+    "python -m experiments.quickstart": "python -m experiments.quickstart --config=configs/digits.py:mlp,mdca,mlp,kd "
+    "--config.seeds='(0,)'",
     "make test": "make {make} test ARGS='tests/test_targets.py -n 0 -k projection'",
     "pip install .": "true",
     "pip install '.[text]'": "true",

@@ -234,6 +234,11 @@ def everyone() -> list[Member]:
     return methods() + [m for m in pure_losses() if not loss_of(m.name).through]
 
 
+def by_default() -> list[Member]:
+    """Every method and loss without its variants."""
+    return [member for member in everyone() if "(" not in member.id]
+
+
 def but_variants_slowly(members: list[Member]) -> list[Any]:
     """For laws that compile much: `make test` keeps every method and loss by default, CI adds their variants."""
     return [pytest.param(m, marks=pytest.mark.slow if "(" in m.id else ()) for m in members]
