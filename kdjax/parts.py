@@ -40,8 +40,8 @@ def parts(recipe: Recipe, dataset: Dataset) -> Parts:
 
     Raises:
       Refused: a batch larger than the training split; more steps than are counted; a transform, or a method that brings
-        one, for another kind of input; token ids outside the network's vocabulary; floats far outside
-        [0, 1] that a transform takes for such; a folder to begin with that `starts.check` refuses.
+        one, for another kind of input; token ids outside the network's vocabulary; floats far outside [0, 1] where a
+        transform takes 1 for white; a folder to begin with that `starts.check` refuses.
     """
     steps = len(dataset.train.label) // recipe.batch_size
     if steps < 1:

@@ -51,7 +51,7 @@ _REPLACED = [0]
 
 
 def replaces(old: Any, new: Any) -> None:
-    """Notes that a registered name now stands for other code, where it does."""
+    """Counts that a registered name gets other code, if it is another."""
     _REPLACED[0] += old != new
 
 
@@ -61,7 +61,8 @@ def replaced() -> int:
 
 
 def remembered(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`functools.lru_cache` for what is made of registered code by its name: other code is not taken for the same."""
+    """`functools.lru_cache` for what is made of code that has a registered name: emptied, in effect, once a name gets
+    other code."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         cached = functools.lru_cache(maxsize)(lambda _, *args, **options: function(*args, **options))

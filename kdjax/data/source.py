@@ -20,7 +20,7 @@ KINDS = ("image", "text", "features")
 
 
 class Classes(Protocol):
-    """What has a name and classes: a `Source`, or what becomes one."""
+    """Has a name and classes: a `Source`, or the texts that one is made of."""
 
     @property
     def name(self) -> str: ...
@@ -86,8 +86,8 @@ def kind_of(inputs: PyTree) -> str:
 
 
 def counted(source: Source) -> int | None:
-    """How many examples the numbers of train count: its own, or with those of a test split that was drawn from the same
-    pool and kept its places; None where they are numbers of the user's own."""
+    """The number of examples that the indices of train count through: all of train, or, where the test split was drawn
+    from the same pool, the whole pool. None where the user gave the indices."""
     if source.numbered is not None:
         return source.numbered
     train = source.train.index

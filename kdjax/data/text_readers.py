@@ -83,11 +83,11 @@ def find(folder: Path, what: str, stems: Sequence[str]) -> Path | None:
     Raises:
       Refused: two of them.
     """
-    found = [file for stem in stems for end in ENDS if (file := folder / (stem + end)).is_file()]
-    if len(found) > 1:
-        listed = " and ".join(file.name for file in found)
-        raise Refused(f"{folder} has {listed}; expected one file for {what}: keep one of them.")
-    return found[0] if found else None
+    files = [file for stem in stems for end in ENDS if (file := folder / (stem + end)).is_file()]
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise Refused(f"{folder} has {names}; expected one file for {what}: keep one of them.")
+    return files[0] if files else None
 
 
 def numbered(where: object, labels: Sequence[Any], names: Sequence[str]) -> np.ndarray:

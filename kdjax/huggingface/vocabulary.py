@@ -192,7 +192,7 @@ def _is_plain(data: Mapping[str, Any], ids: Mapping[str, int], special: Mapping[
     model = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": LONGEST_WORD}
     model = {"type": "WordPiece", **model, **data["model"]}
     normalizer = data.get("normalizer")
-    whole = {*special.values(), *([MASK] if MASK in ids else [])}
+    special_tokens = {*special.values(), *([MASK] if MASK in ids else [])}
     added = {one["content"]: one for one in data.get("added_tokens") or []}
     cls, sep = special["cls"], special["sep"]
     single = [_piece("SpecialToken", cls, 0), _piece("Sequence", "A", 0), _piece("SpecialToken", sep, 0)]
@@ -213,7 +213,7 @@ def _is_plain(data: Mapping[str, Any], ids: Mapping[str, int], special: Mapping[
         and normalizer.get("clean_text", True) is True
         and data.get("pre_tokenizer") == {"type": "BertPreTokenizer"}
         and data.get("post_processor") in (template, bert)
-        and added.keys() == whole
+        and added.keys() == special_tokens
         and not any(one.get(how) for one in added.values() for how in ("single_word", "lstrip", "rstrip", "normalized"))
     )
 

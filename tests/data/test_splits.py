@@ -193,15 +193,15 @@ def test_published_constants_are_of_values_between_0_and_1(normalization):
 )
 def test_augmentation_of_floats_that_takes_1_for_white(transform, method, refused):
     recipe = recipes.Recipe(model="mlp", transform=transform, batch_size=16, **method)
-    own = built(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1]))
+    up_to_255 = built(x=X.astype(np.float32), test=(TEST[0].astype(np.float32), TEST[1]))
     small = built(x=(X / 255).astype(np.float32), test=((TEST[0] / 255).astype(np.float32), TEST[1]))
     if refused:
         with pytest.raises(
             Refused, match=r"arrays train inputs are floats from 0 to 255, and transform 'rand_augment'"
         ):
-            parts(recipe, own)
+            parts(recipe, up_to_255)
     else:
-        parts(recipe, own)
+        parts(recipe, up_to_255)
     parts(recipe, small)
     parts(recipe, built())
 

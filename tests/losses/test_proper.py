@@ -58,8 +58,8 @@ def test_a_label_that_is_no_class_is_nan_and_not_the_last_class(loss, label):
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
 def test_labels_of_few_bits_are_labels_of_many_classes(dtype):
     logits = jnp.zeros((1, 300)).at[0, 100].set(5.0)
-    found = jax.jit(losses.nll)(logits, jnp.array([100], dtype))
-    np.testing.assert_array_equal(found, jax.jit(losses.nll)(logits, jnp.array([100])))
+    loss = jax.jit(losses.nll)(logits, jnp.array([100], dtype))
+    np.testing.assert_array_equal(loss, jax.jit(losses.nll)(logits, jnp.array([100])))
 
 
 def test_thresholds_of_flsd_ascend():
