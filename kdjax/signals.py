@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,22 +107,33 @@ def _follows_an_interruption(error: BaseException) -> bool:
 @contextlib.contextmanager
 def watched() -> Iterator[Asked]:
     """Handles SIGTERM and SIGINT within; in a thread that may not, the caller keeps its own handlers."""
-    asked, show = Asked(), sys.unraisablehook
+    asked, show, warn = Asked(), sys.unraisablehook, warnings.showwarning
 
-    def again(ignored: Any) -> None:
-        """Python ignores what is raised in a finalizer or a callback of the garbage collector: the signal is sent
-        anew, a moment later and so outside of it."""
-        if isinstance(ignored.exc_value, Interrupted) and asked:
+    def again() -> None:
+        """Sends the signal anew, a moment later and so outside of what ignored it."""
+        with contextlib.suppress(KeyError):
             threading.Timer(0.01, os.kill, (os.getpid(), asked.pop("signal"))).start()
+
+    def unraisable(ignored: Any) -> None:
+        """Python ignores what is raised in a finalizer or a callback of the garbage collector."""
+        if isinstance(ignored.exc_value, Interrupted):
+            again()
         else:
             show(ignored)
+
+    def warned(message: Warning | str, *given: Any, **named: Any) -> None:
+        """JAX makes a warning of whatever is raised while it reads or writes its cache of compiled programs."""
+        if asked and _SENTENCE in str(message):
+            again()
+        else:
+            warn(message, *given, **named)
 
     try:
         before = {number: signal.signal(number, asked.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:
         yield asked
         return
-    sys.unraisablehook = again
+    sys.unraisablehook, warnings.showwarning = unraisable, warned
     try:
         # While JAX looks for devices it turns whatever is raised into an error of its own.
         with asked.later():
@@ -134,6 +146,6 @@ def watched() -> Iterator[Asked]:
             raise Interrupted(_SENTENCE) from error
         raise
     finally:
-        sys.unraisablehook = show
+        sys.unraisablehook, warnings.showwarning = show, warn
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -64,6 +64,31 @@ Fails()
     assert done.returncode == 0 and "closed" not in done.stderr and "of another kind" in done.stderr
 
 
+def test_a_signal_while_jax_writes_its_cache_ends_the_work_without_a_warning(tmp_path):
+    """JAX goes on after any exception there, with a warning of two lines."""
+    script = """
+import os, signal, sys, time
+import jax
+from jax._src import lru_cache
+from kdjax import signals
+
+def written(cache, key, value):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+
+lru_cache.LRUCache.put = written
+with signals.watched():
+    jax.jit(lambda x: x + 1)(1.0)
+    time.sleep(5)
+    print("the work goes on")
+"""
+    variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "" and "UserWarning" not in done.stderr, done.stderr
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("run the same command to go on.")
+
+
 def test_an_error_made_of_an_interruption_is_the_interruption():
     """As JAX does when it fails to shorten the traceback of a signal's exception."""
     with pytest.raises(Interrupted, match="what is saved stays"), signals.watched():
