@@ -74,17 +74,15 @@ def _check_vocabulary(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _check_white(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuses images whose white `rand_augment` would not know: it cuts values at white."""
+    """Refuses images whose white a transform would not know."""
     methods = [recipe.options, *([] if recipe.distill is None else [recipe.distill.options])]
     views = [options.get(view) for options in methods for view in ("weak", "strong")]
     brought = [entry for view in views if isinstance(view, tuple) for entry in view if isinstance(entry, str)]
-    if dataset.kind == "image" and transforms.takes_one_for_white([*recipe.transform, *brought]):
-        check_unit_range(
-            f"{dataset.name} train",
-            dataset.train.inputs,
-            "transform 'rand_augment'",
-            "type the value of white: ('rand_augment', {'high': 255})",
-        )
+    unknown = transforms.without_white([*recipe.transform, *brought]) if dataset.kind == "image" else None
+    if unknown is not None:
+        name, option = unknown
+        instead = f"type the value of white: ({name!r}, {{{option!r}: 255}})"
+        check_unit_range(f"{dataset.name} train", dataset.train.inputs, f"transform {name!r}", instead)
 
 
 @remembered(4096)

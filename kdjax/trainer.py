@@ -17,7 +17,7 @@ from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, example, init_program, task
+from kdjax.tasks import Task, abstract, draw_program, example, init_program, task
 from kdjax.teacher_pass import TeacherVariables
 from kdjax.types import Dataset, PyTree, Split
 
@@ -78,11 +78,16 @@ class Trainer:
 
     def init(self) -> State:
         """The state at step 0."""
-        task = self.task
-        given = None if task.start is None else layout.place(task.start(), layout.replicated(self.mesh))
-        return init_program(task, self.mesh)(
-            np.uint32(task.seed), example(task.dataset.train), self.teacher_variables.at(0), given
-        )
+        task, mesh = self.task, self.mesh
+        about = np.uint32(task.seed), example(task.dataset.train)
+        draw = draw_program(task, mesh)
+        if task.start is None:
+            variables = draw(*about)
+        else:
+            variables = layout.place(task.start(), layout.replicated(mesh))
+            missing = {name: x for name, x in jax.eval_shape(draw.function, *about).items() if name not in variables}
+            variables = {**(draw(*about) if jax.tree.leaves(missing) else missing), **variables}
+        return init_program(task, mesh)(*about, self.teacher_variables.at(0), variables)
 
     def abstract(self) -> State:
         """Shapes, dtypes and shardings of the state: what a checkpoint must fit."""

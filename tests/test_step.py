@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import data, layout, objectives, step, teachers
+from kdjax import data, layout, objectives, programs, step, teachers
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
-from kdjax.tasks import Task, train_program
+from kdjax.tasks import Task, draw_program, example, train_program
 from kdjax.trainer import Diverged, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
@@ -68,6 +68,33 @@ def test_one_trace_per_stage_and_split():
     assert step.refresh_step(objective=trainer.task.parts.objective, mesh=trainer.mesh).traces == 1
     # calibration and test differ in size here, so prediction is compiled once for each.
     assert trainer._predict.traces == 2
+
+
+def test_recipes_of_a_network_share_the_program_that_draws_it():
+    programs.forget_programs()
+    trainers = [Trainer(task(method=method, seed=seed), devices=1) for method, seed in (("nll", 0), ("adafocal", 5))]
+    states = [trainer.init() for trainer in trainers]
+    (program,) = {id(p): p for p in (draw_program(t.task, t.mesh) for t in trainers)}.values()
+    assert program.traces == 1
+    for trainer, state in zip(trainers, states, strict=True):
+        pieces, seed = trainer.task.parts, trainer.task.seed
+        drawn = pieces.model.init(jax.random.key(seed), pieces.prepare(example(trainer.task.dataset.train)))
+        chex.assert_trees_all_close(state.variables, drawn, rtol=1e-5)
+    assert not np.array_equal(*(jax.tree.leaves(state.params)[-1] for state in states))
+
+
+def test_only_what_a_start_leaves_out_is_drawn():
+    programs.forget_programs()
+    alone = task(seed=3, model="conv_tiny")
+    whole = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), Trainer(alone, devices=1).abstract().variables)
+    counted = Trainer(alone._replace(start=lambda: whole), devices=1)
+    state, program = counted.init(), draw_program(alone, counted.mesh)
+    chex.assert_trees_all_equal(state.variables, whole)
+    before = program.traces  # of shapes alone, for `abstract`
+    state = Trainer(alone._replace(start=lambda: {"params": whole["params"]}), devices=1).init()
+    chex.assert_trees_all_equal(state.params, whole["params"])
+    assert program.traces == before + 1
+    chex.assert_trees_all_equal(state.batch_stats, Trainer(alone, devices=1).init().batch_stats)
 
 
 @pytest.mark.parametrize("make", [task, taught], ids=["alone", "taught"])

@@ -43,11 +43,11 @@ def workers() -> int:
     return min(8, allowed)
 
 
-def spread(task: Callable[[int], Any], starts: Iterable[int]) -> list[Any]:
-    """task(start) for every start, in order, on a few threads."""
+def spread(task: Callable[[int], Any], starts: Iterable[int], *, size: int = TASK) -> list[Any]:
+    """task(start) for every start, in order; on a few threads, which `size` numbers in all have to pay for."""
     starts = list(starts)
-    if len(starts) == 1:
-        return [task(starts[0])]
+    if len(starts) == 1 or size < TASK // 4:
+        return [task(start) for start in starts]
     with ThreadPoolExecutor(workers()) as pool:
         return list(pool.map(task, starts))
 

@@ -82,7 +82,7 @@ def _mean_over_classes(
             sums += [scheme(Column(column, hits), bins) for scheme in schemes]
         return sums
 
-    return np.sum(spread(part, range(0, num_classes, chunk)), axis=0) / num_classes
+    return np.sum(spread(part, range(0, num_classes, chunk), size=count * num_classes), axis=0) / num_classes
 
 
 def _of_probs(probs: Any, labels: Any, bins: int, scheme: Scheme, drop: Any = np.less, threshold: float = 0.0) -> float:

@@ -15,7 +15,7 @@ from outside. A factory with a keyword `num_classes` or `kind` is given what is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,18 +106,20 @@ class Registered(NamedTuple):
       factory: keyword options -> `Transform`.
       kinds: what inputs it takes, of `KINDS`.
       version: stands for code from outside the package in a stage's id; "" for the package's own.
+      white: the option that is the value of white, of a factory that takes 1 for it where floats come without one.
     """
 
     factory: Callable[..., Transform]
     kinds: tuple[str, ...] = KINDS
     version: str = ""
+    white: str = ""
 
 
 TRANSFORMS: dict[str, Registered] = {
     "pad_crop": Registered(pad_crop, ("image",)),
     "flip": Registered(flip, ("image",)),
     "cutout": Registered(cutout, ("image",)),
-    "rand_augment": Registered(rand_augment, ("image",)),
+    "rand_augment": Registered(rand_augment, ("image",), white="high"),
     "gaussian_noise": Registered(gaussian_noise, ("image", "features")),
     "normalize": Registered(normalize, ("image", "features")),
     "mixup": Registered(mixup, ("image", "features")),
@@ -163,26 +165,35 @@ def version(name: str) -> str:
 
 def names(entries: Sequence[Entry]) -> list[str]:
     """The names of the transforms that the entries build, those inside two views included."""
-    listed = []
+    return [name for name, _ in _inside(entries)]
+
+
+def without_white(entries: Sequence[Entry]) -> tuple[str, str] | None:
+    """(name, option) of the first transform of the entries, those inside two views included, that takes 1 for white
+    among floats, and the option that would name another value; None without one."""
+    for name, options in _inside(entries):
+        option = TRANSFORMS[name].white if name in TRANSFORMS else ""
+        if option and options.get(option) is None:
+            return name, option
+    return None
+
+
+def _inside(entries: Sequence[Entry]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, options) of every entry, and after one that has two views of those inside, by default or given."""
     for entry in entries:
         name, options = _parse(entry)
-        listed.append(name)
+        yield name, options
+        taken = inspect.signature(TRANSFORMS[name].factory).parameters if name in TRANSFORMS else {}
         for view in ("weak", "strong"):
-            if isinstance(options.get(view), list | tuple):
-                listed.extend(names(options[view]))
-    return listed
+            inside = options.get(view, taken[view].default if view in taken else ())
+            # Of a transform from outside they may be anything else, such as two numbers.
+            if isinstance(inside, list | tuple) and all(map(_is_entry, inside)):
+                yield from _inside(inside)
 
 
-def takes_one_for_white(entries: Sequence[Entry]) -> bool:
-    """Whether a transform of the entries, or inside two views, takes floats for values in [0, 1]."""
-    for entry in entries:
-        name, options = _parse(entry)
-        if name == "rand_augment" and options.get("high") is None:
-            return True
-        views = (options.get("weak", WEAK), options.get("strong", STRONG)) if name == "two_views" else ()
-        if any(takes_one_for_white(view) for view in views if isinstance(view, list | tuple)):
-            return True
-    return False
+def _is_entry(value: Any) -> bool:
+    name = value[0] if isinstance(value, list | tuple) and value else value
+    return isinstance(name, str) and name in TRANSFORMS
 
 
 def build(entries: Sequence[Entry], *, num_classes: int | None = None, kind: str | None = None) -> Transform:
@@ -204,7 +215,7 @@ def build(entries: Sequence[Entry], *, num_classes: int | None = None, kind: str
 
 def _make(entry: Entry, num_classes: int | None, kind: str | None) -> Transform:
     name, options = _parse(entry)
-    factory, kinds, _ = TRANSFORMS[one_of("transform", name, TRANSFORMS, registered=True)]
+    factory, kinds, *_ = TRANSFORMS[one_of("transform", name, TRANSFORMS, registered=True)]
     if kind is not None and kind not in kinds:
         others = [other for other, registered in TRANSFORMS.items() if kind in registered.kinds]
         raise Refused(

@@ -164,6 +164,21 @@ def drop_words(rate: float = 0.1, num_classes: int | None = None):
     return lambda key, batch: batch._replace(inputs=jnp.where(jax.random.bernoulli(key, rate), 0, batch.inputs))
 
 
+def test_an_option_of_ones_own_may_share_a_name_with_a_view():
+    """`strong` of two views holds transforms, and here two numbers."""
+
+    def jitter(strong: tuple[float, float] = (0.1, 0.2)):
+        return lambda key, batch: batch._replace(inputs=batch.inputs * strong[1])
+
+    try:
+        transforms.register("jitter", jitter, kind="image")
+        for entries in (["jitter"], [("jitter", {"strong": (0.5, 2.0)})]):
+            assert transforms.names(entries) == ["jitter"] and transforms.without_white(entries) is None
+        assert transforms.without_white(["jitter", "two_views"]) == ("rand_augment", "high")
+    finally:
+        transforms.TRANSFORMS.pop("jitter", None)
+
+
 def test_transforms_from_outside():
     try:
         transforms.register("drop_words", drop_words, kind="text")
