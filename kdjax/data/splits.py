@@ -237,13 +237,14 @@ def _weigh(train: Split, class_weight: ClassWeight, num_classes: int) -> Split:
 def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, test: Split) -> None:
     occurring = {what: _classes(split) for what, split in source.splits.items()}
     anywhere = set().union(*occurring.values())
+    lacking = {"": {*range(source.num_classes)} - anywhere}
+    lacking |= {f"{what} ": anywhere - _classes(x) for what, x in (("train", train), ("calibration", calibration))}
     notes = []
-    for what, split in (("train", train), ("calibration", calibration)):
-        missing = sorted(anywhere - _classes(split))
+    for what, missing in lacking.items():
         if missing:
-            names = [source.label_names[c] if source.label_names else str(c) for c in missing]
+            names = [source.label_names[c] if source.label_names else str(c) for c in sorted(missing)]
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            notes.append(f"{len(missing)} of {source.num_classes} classes have no {what} example ({listed})")
+            notes.append(f"{len(missing)} of {source.num_classes} classes have no {what}example ({listed})")
     if source.calibration is None:
         label = source.train.label
         counts = np.unique(label[label >= 0], return_counts=True)[1]

@@ -53,7 +53,7 @@ def read_table(
     line = 0
     try:
         with PACKED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = _json_rows(file) if plain.suffix == ".jsonl" else _table_rows(file, path, plain.suffix)
+            rows = _json_rows(file, path) if plain.suffix == ".jsonl" else _table_rows(file, path, plain.suffix)
             for line, row in rows:
                 for column in _split_columns({*row} - {*text_columns, label_column}):
                     splits.setdefault(str(row[column]), line)
@@ -132,10 +132,16 @@ def _hint(row: Mapping[str, Any], column: str, named: Set[str], option: str) -> 
     return f"{hint} Rename it, or set data.options.{option}={(close or [likely])[0]}."
 
 
-def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise Refused(f"{path} has {twice[0]!r} twice in line {line}; expected each once: remove one of them.")
+        return dict(pairs)
+
     for line, text in enumerate(file, 1):
         if text.strip():
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=once)
             yield line, row if isinstance(row, dict) else {}
 
 

@@ -85,6 +85,10 @@ def test_missing_classes_are_said():
     assert "1 of 5 classes have no train example (e)" in sentence
     assert "4 of 5 classes have no calibration example (b, c, d, e)" in sentence
     assert "3 classes have one training example in all" in sentence
+    with pytest.warns(
+        UserWarning, match=r"2 of 7 classes have no example \(5, 6\); 1 of 7 classes have no train example"
+    ):
+        from_arrays((x, label), (x[:10] + 1, np.arange(10) % 5), num_classes=7)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load("digits")

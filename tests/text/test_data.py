@@ -149,6 +149,11 @@ def test_one_file_is_one_pool(tmp_path):
         ("a.tsv", "text\tlabel\nhello\tyou\ty\n", "3 values in line 2 and 2 columns; .* remove the tabs inside"),
         ("a.csv", "text,label,label\nhello,x,y\n", "has the column 'label' twice"),
         (
+            "a.jsonl",
+            '{"text": "hello", "label": "x"}\n{"text": "good", "label": "x", "label": "y"}\n',
+            "has 'label' twice in line 2; expected each once",
+        ),
+        (
             "a.csv",
             'text,label\nhello,1\n"two\nlines",\n',
             "no 'label' in line 4; expected a value in every row: fill it",
