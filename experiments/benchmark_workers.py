@@ -68,11 +68,13 @@ def measure(settings: Settings, counts: Sequence[int] = ()) -> dict[str, Any] | 
     if len({*counts}) < 2:
         return "there is one processor, and nothing to share out"
     seconds: dict[int, list[float]] = {count: [] for count in counts}
+    busy: dict[int, list[float]] = {count: [] for count in counts}
     written: set[str] = set()
     for number in range(settings.rounds):
         for count in counts if number % 2 == 0 else counts[::-1]:
-            took, numbers = _timed(settings, count)
+            took, computed, numbers = _timed(settings, count)
             seconds[count].append(took)
+            busy[count].append(computed / took)
             written.add(numbers)
     if len(written) > 1:
         raise RuntimeError(f"{' '.join(settings.command)} wrote {len(written)} different results; expected one.")
@@ -82,27 +84,41 @@ def measure(settings: Settings, counts: Sequence[int] = ()) -> dict[str, Any] | 
             "workers": count,
             "seconds": spread(values),
             "times_faster": spread([a / b for a, b in zip(first, values, strict=True)]),
+            "busy": spread(busy[count]),
         }
         for count, values in seconds.items()
     ]
-    return {"command": shlex.join(["python", "-m", *settings.command]), "rows": rows}
+    command = shlex.join(["python", "-m", *settings.command])
+    return {"command": command, "processors": provenance.cpus() or 1, "rows": rows}
 
 
-def _timed(settings: Settings, count: int) -> tuple[float, str]:
-    """Seconds of one run, and the numbers that it wrote."""
+def _timed(settings: Settings, count: int) -> tuple[float, float, str]:
+    """(seconds of one run, the seconds that its processes computed, the numbers that it wrote)."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", *settings.command, f"--workdir={folder}", f"--workers={count}"]
-        began = time.perf_counter()
+        began, before = time.perf_counter(), _computed()
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        took = time.perf_counter() - began
+        took, computed = time.perf_counter() - began, _computed() - before
         if done.returncode:
             raise Refused(f"{' '.join(words[1:])} ended with exit code {done.returncode}: {done.stderr[-500:].strip()}")
         written = "results" if settings.table == QUICKSTART else settings.table
-        return took, json.dumps(json.loads((Path(folder) / f"{written}.json").read_text())["rows"])
+        return took, computed, json.dumps(json.loads((Path(folder) / f"{written}.json").read_text())["rows"])
 
 
-COLUMNS = ("workers", "seconds", "times faster", "n")
-NOTE = "Median (min … max); rounds alternate, times faster is within a round, and every run wrote the same numbers."
+def _computed() -> float:
+    """Seconds that the processes which this one started, and waited for, kept processors busy."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+COLUMNS = ("workers", "seconds", "times faster", "processors busy", "at most", "n")
+NOTE = (
+    "Median (min … max); rounds alternate, times faster is within a round, and every run wrote the same numbers. "
+    "Processors busy: CPU seconds ÷ seconds. At most: all processors ÷ those that one worker keeps busy; nothing that "
+    "computes as much can be more times faster."
+)
 
 
 def title(measured: Mapping[str, Any]) -> str:
@@ -112,12 +128,16 @@ def title(measured: Mapping[str, Any]) -> str:
 def table(measured: Mapping[str, Any]) -> Rows:
     """A row for every number of workers, in the order of COLUMNS; `measured` may come from JSON."""
     rows: Rows = []
-    for row in measured["rows"]:
-        seconds, faster = (
-            Spread(**told) if isinstance(told, Mapping) else told for told in (row["seconds"], row["times_faster"])
-        )
-        rows.append((str(row["workers"]), between(seconds, 1), between(faster, 2), str(seconds.n)))
+    told = [{name: _spread(row[name]) for name in ("seconds", "times_faster", "busy")} for row in measured["rows"]]
+    most = measured["processors"] / told[0]["busy"].median
+    for row, of in zip(measured["rows"], told, strict=True):
+        shown = between(of["seconds"], 1), between(of["times_faster"], 2), between(of["busy"], 2)
+        rows.append((str(row["workers"]), *shown, f"{most:.2f}" if rows else "1.00", str(of["seconds"].n)))
     return rows
+
+
+def _spread(told: Spread | Mapping[str, Any]) -> Spread:
+    return Spread(**told) if isinstance(told, Mapping) else told
 
 
 def show_section(measured: Mapping[str, Any]) -> None:

@@ -292,13 +292,16 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
 
     def timed(settings, count):
         order.append(count)
-        return 3.0 / count, "the same" if count < 4 else "others"
+        return 3.0 / count, 3.6, "the same" if count < 4 else "others"
 
     monkeypatch.setattr(benchmark_workers, "_timed", timed)
     settings = benchmark_workers.Settings(rounds=3)
     measured = benchmark_workers.measure(settings, (1, 2))
     assert order == [1, 2, 2, 1, 1, 2]
     assert [row["times_faster"].median for row in measured["rows"]] == [1.0, 2.0]
+    assert [row["busy"].median for row in measured["rows"]] == pytest.approx([1.2, 2.4])
+    shown = benchmark_workers.table({**measured, "processors": 2})
+    assert [row[4] for row in shown] == ["1.00", "1.67"]
     json.dumps(benchmark.plain(measured))
     benchmark_workers.show_section(measured)
     stored = {
@@ -306,7 +309,7 @@ def test_workers_are_measured_in_turns_on_equal_numbers(monkeypatch, capsys):
         "command": "typed",
         "hardware": {"text": "x"},
     }
-    assert "| workers | seconds | times faster | n |" in results.shared_out(stored)
+    assert "| workers | seconds | times faster | processors busy | at most | n |" in results.shared_out(stored)
     assert "experiments.quickstart" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="wrote 2 different results"):
         benchmark_workers.measure(settings, (1, 4))
