@@ -83,6 +83,19 @@ def test_recipes_of_a_network_share_the_program_that_draws_it():
     assert not np.array_equal(*(jax.tree.leaves(state.params)[-1] for state in states))
 
 
+@pytest.mark.slow
+@pytest.mark.fused
+@pytest.mark.parametrize("model", ["conv_tiny", "resnet8"])
+def test_what_is_drawn_does_not_depend_on_how_far_its_program_is_optimized(model, as_users_compile):
+    alone = task(model=model)
+    about, mesh = example(alone.dataset.train), layout.mesh(1)
+    programs.forget_programs()
+    light = draw_program(alone, mesh)
+    usual = programs.Program(light.function)
+    for seed in range(5):
+        chex.assert_trees_all_equal(light(np.uint32(seed), about), usual(np.uint32(seed), about))
+
+
 def test_only_what_a_start_leaves_out_is_drawn():
     programs.forget_programs()
     alone = task(seed=3, model="conv_tiny")

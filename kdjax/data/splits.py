@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -237,14 +238,19 @@ def _weigh(train: Split, class_weight: ClassWeight, num_classes: int) -> Split:
 def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, test: Split) -> None:
     occurring = {what: _classes(split) for what, split in source.splits.items()}
     anywhere = set().union(*occurring.values())
-    lacking = {"": {*range(source.num_classes)} - anywhere}
-    lacking |= {f"{what} ": anywhere - _classes(x) for what, x in (("train", train), ("calibration", calibration))}
+
+    def note(what: str, number: int, missing: Iterable[int]) -> str:
+        listed = [source.label_names[c] if source.label_names else str(c) for c in itertools.islice(missing, 6)]
+        named = ", ".join([*listed[:5], *(["..."] if len(listed) > 5 else [])])
+        return f"{number} of {source.num_classes} classes have no {what}example ({named})"
+
     notes = []
-    for what, missing in lacking.items():
-        if missing:
-            names = [source.label_names[c] if source.label_names else str(c) for c in sorted(missing)]
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            notes.append(f"{len(missing)} of {source.num_classes} classes have no {what}example ({listed})")
+    # Names, of folders for instance, say that there are such classes.
+    if not source.label_names and (nowhere := source.num_classes - len(anywhere)):
+        notes.append(note("", nowhere, (c for c in range(source.num_classes) if c not in anywhere)))
+    for what, split in (("train", train), ("calibration", calibration)):
+        if missing := anywhere - _classes(split):
+            notes.append(note(f"{what} ", len(missing), sorted(missing)))
     if source.calibration is None:
         label = source.train.label
         counts = np.unique(label[label >= 0], return_counts=True)[1]
