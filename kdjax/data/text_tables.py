@@ -134,10 +134,12 @@ def _hint(row: Mapping[str, Any], column: str, named: Set[str], option: str) -> 
 
 def _json_rows(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise Refused(f"{path} has {twice[0]!r} twice in line {line}; expected each once: remove one of them.")
-        return dict(pairs)
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Refused(f"{path} has {twice!r} twice in line {line}; expected each once: remove one of them.")
+        return row
 
     for line, text in enumerate(file, 1):
         if text.strip():
