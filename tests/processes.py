@@ -26,6 +26,11 @@ def slow(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+def but_first(values: Sequence[Any]) -> list[Any]:
+    """Parameters of which `make test` takes the first alone."""
+    return [values[0], *slow(*values[1:])]
+
+
 def both(arguments: Callable[[str, int], Sequence[str]], timeout: float = 240) -> list[list[str]]:
     """Runs `python *arguments(port, rank)` twice, rank 0 and 1, and returns the lines that each printed.
 

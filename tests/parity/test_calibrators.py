@@ -12,6 +12,7 @@ from kdjax.transforms import mix
 from kdjax.types import Batch, Output, Spec
 from tests.clocks import KEY, at
 from tests.parity import golden
+from tests.processes import but_first
 
 pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
 
@@ -92,8 +93,13 @@ def door(objective):
     return apply
 
 
-@pytest.mark.parametrize(("objective", "variant"), [(o, v) for o in STATELESS for v in STATELESS[o]])
-def test_stateless(objective, variant):
+PAIRS = [pair for name, variants in STATELESS.items() for pair in but_first([(name, v) for v in variants])]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_stateless(pair):
+    objective, variant = pair
+
     # Built inside the trace, so that hyper-parameters are traced scalars and one compile serves all of their values.
     @jax.jit
     def value_and_grad(logits, labels, hparams):

