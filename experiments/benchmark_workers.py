@@ -93,7 +93,7 @@ def measure(settings: Settings, counts: Sequence[int] = ()) -> dict[str, Any] | 
 
 
 def _timed(settings: Settings, count: int) -> tuple[float, float, str]:
-    """(seconds of one run, the seconds that its processes computed, the numbers that it wrote)."""
+    """(seconds of one run, CPU seconds of its processes, the numbers that it wrote)."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", *settings.command, f"--workdir={folder}", f"--workers={count}"]
         began, before = time.perf_counter(), _computed()
@@ -106,7 +106,7 @@ def _timed(settings: Settings, count: int) -> tuple[float, float, str]:
 
 
 def _computed() -> float:
-    """Seconds that the processes which this one started, and waited for, kept processors busy."""
+    """CPU seconds of all processes that this one started and waited for."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -116,8 +116,8 @@ def _computed() -> float:
 COLUMNS = ("workers", "seconds", "times faster", "processors busy", "at most", "n")
 NOTE = (
     "Median (min … max); rounds alternate, times faster is within a round, and every run wrote the same numbers. "
-    "Processors busy: CPU seconds ÷ seconds. At most: all processors ÷ those that one worker keeps busy; nothing that "
-    "computes as much can be more times faster."
+    "Processors busy: CPU seconds ÷ seconds. At most: all processors ÷ those that one worker keeps busy, the limit for "
+    "workers that need no more CPU time than one."
 )
 
 

@@ -83,17 +83,19 @@ class _Shapes(Mapping[str, jax.ShapeDtypeStruct]):
 
 
 @shared
-def draw_step(*, model: Model, prepare: Prepare, mesh: Mesh) -> Program:
-    """(seed, raw inputs) -> the model's variables at step 0; of the inputs only shapes matter. A program of its own,
-    so that it is compiled once for all recipes of a network."""
+def init_variables(*, model: Model, prepare: Prepare, mesh: Mesh) -> Program:
+    """(seed, raw inputs) -> the model's initial variables. Only the shapes of the inputs matter.
 
-    def draw(seed, inputs):
+    It is separate from `init_step`, so that all recipes with the same network share one compiled program.
+    """
+
+    def variables(seed, inputs):
         return model.init(random_key(seed), prepare(inputs))
 
-    # It runs once: on a CPU, LLVM's first level makes the same numbers and takes a third of the time.
+    # At LLVM's optimization level 1 a CPU compiles it in a third of the time, and computes the same numbers.
     light = mesh.devices.flat[0].platform == "cpu" and not jax.config.read("jax_disable_most_optimizations")
     options = {"xla_backend_optimization_level": 1} if light else None
-    return Program(draw, out_shardings=replicated(mesh), compiler_options=options)
+    return Program(variables, out_shardings=replicated(mesh), compiler_options=options)
 
 
 @shared
@@ -107,8 +109,8 @@ def init_step(
     teacher: Callable[[Variables, Batch], Output] | None,
     mesh: Mesh,
 ) -> Program:
-    """(seed, raw inputs, teacher variables, the model's variables) -> the state at step 0; of the inputs only shapes
-    matter. `spec` is (num_examples, num_classes, epochs)."""
+    """(seed, raw inputs, teacher variables, the model's initial variables) -> the state at step 0. Only the shapes of
+    the inputs matter. `spec` is (num_examples, num_classes, epochs)."""
 
     def create(seed, inputs, teacher_variables, variables):
         key = random_key(seed)

@@ -141,13 +141,13 @@ def _refuse_other_classes(pieces: Parts, dataset: Dataset) -> None:
         )
 
 
-def draw_program(task: Task, mesh: Mesh) -> programs.Program:
-    """(seed, one raw example) -> the network's variables at step 0."""
-    return step.draw_step(model=task.parts.model, prepare=task.parts.prepare, mesh=mesh)
+def variables_program(task: Task, mesh: Mesh) -> programs.Program:
+    """(seed, one raw example) -> the network's initial variables."""
+    return step.init_variables(model=task.parts.model, prepare=task.parts.prepare, mesh=mesh)
 
 
 def init_program(task: Task, mesh: Mesh) -> programs.Program:
-    """(seed, one raw example, teacher variables, the network's variables) -> the state at step 0."""
+    """(seed, one raw example, teacher variables, the network's initial variables) -> the state at step 0."""
     p = task.parts
     return step.init_step(
         model=p.model,
@@ -219,8 +219,8 @@ def example_batch(split: Split) -> Batch:
 
 def abstract(task: Task, mesh: Mesh) -> State:
     """The state of a task on a mesh as shapes, dtypes and shardings; nothing is compiled."""
-    about = np.uint32(0), example(task.dataset.train)
-    drawn = jax.eval_shape(draw_program(task, mesh).jitted, *about)
-    shapes = jax.eval_shape(init_program(task, mesh).jitted, *about, teacher_variables(task), drawn)
+    seed, raw = np.uint32(0), example(task.dataset.train)
+    variables = jax.eval_shape(variables_program(task, mesh).jitted, seed, raw)
+    shapes = jax.eval_shape(init_program(task, mesh).jitted, seed, raw, teacher_variables(task), variables)
     everywhere = layout.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

@@ -17,7 +17,7 @@ from kdjax.errors import Refused, one_of
 from kdjax.feeds import FEEDS, Feed
 from kdjax.recipes import Recipe
 from kdjax.step import State
-from kdjax.tasks import Task, abstract, draw_program, example, init_program, task
+from kdjax.tasks import Task, abstract, example, init_program, task, variables_program
 from kdjax.teacher_pass import TeacherVariables
 from kdjax.types import Dataset, PyTree, Split
 
@@ -78,16 +78,20 @@ class Trainer:
 
     def init(self) -> State:
         """The state at step 0."""
-        task, mesh = self.task, self.mesh
-        about = np.uint32(task.seed), example(task.dataset.train)
-        draw = draw_program(task, mesh)
-        if task.start is None:
-            variables = draw(*about)
-        else:
-            variables = layout.place(task.start(), layout.replicated(mesh))
-            missing = {name: x for name, x in jax.eval_shape(draw.function, *about).items() if name not in variables}
-            variables = {**(draw(*about) if jax.tree.leaves(missing) else missing), **variables}
-        return init_program(task, mesh)(*about, self.teacher_variables.at(0), variables)
+        seed, raw = np.uint32(self.task.seed), example(self.task.dataset.train)
+        variables = self._initial_variables(seed, raw)
+        return init_program(self.task, self.mesh)(seed, raw, self.teacher_variables.at(0), variables)
+
+    def _initial_variables(self, seed: np.uint32, raw: PyTree) -> PyTree:
+        """Those that the task starts from; the collections that they lack are the network's own."""
+        initialize = variables_program(self.task, self.mesh)
+        if self.task.start is None:
+            return initialize(seed, raw)
+        given = layout.place(self.task.start(), layout.replicated(self.mesh))
+        shapes = jax.eval_shape(initialize.function, seed, raw)
+        # A network without BatchNorm has an empty collection of statistics, for which nothing need be computed.
+        lacking = jax.tree.leaves({name: shape for name, shape in shapes.items() if name not in given})
+        return {**(initialize(seed, raw) if lacking else shapes), **given}
 
     def abstract(self) -> State:
         """Shapes, dtypes and shardings of the state: what a checkpoint must fit."""

@@ -14,7 +14,7 @@ from kdjax import data, layout, objectives, programs, step, teachers
 from kdjax.errors import Refused
 from kdjax.options import Options
 from kdjax.parts import parts
-from kdjax.tasks import Task, draw_program, example, train_program
+from kdjax.tasks import Task, example, train_program, variables_program
 from kdjax.trainer import Diverged, Trainer, fit
 from kdjax.types import Dataset
 from tests import tiny
@@ -70,44 +70,47 @@ def test_one_trace_per_stage_and_split():
     assert trainer._predict.traces == 2
 
 
-def test_recipes_of_a_network_share_the_program_that_draws_it():
+def test_recipes_of_a_network_share_the_program_of_its_initial_variables():
     programs.forget_programs()
     trainers = [Trainer(task(method=method, seed=seed), devices=1) for method, seed in (("nll", 0), ("adafocal", 5))]
     states = [trainer.init() for trainer in trainers]
-    (program,) = {id(p): p for p in (draw_program(t.task, t.mesh) for t in trainers)}.values()
+    (program,) = {id(p): p for p in (variables_program(t.task, t.mesh) for t in trainers)}.values()
     assert program.traces == 1
     for trainer, state in zip(trainers, states, strict=True):
         pieces, seed = trainer.task.parts, trainer.task.seed
-        drawn = pieces.model.init(jax.random.key(seed), pieces.prepare(example(trainer.task.dataset.train)))
-        chex.assert_trees_all_close(state.variables, drawn, rtol=1e-5)
+        expected = pieces.model.init(jax.random.key(seed), pieces.prepare(example(trainer.task.dataset.train)))
+        chex.assert_trees_all_close(state.variables, expected, rtol=1e-5)
     assert not np.array_equal(*(jax.tree.leaves(state.params)[-1] for state in states))
 
 
 @pytest.mark.slow
 @pytest.mark.fused
 @pytest.mark.parametrize("model", ["conv_tiny", "resnet8"])
-def test_what_is_drawn_does_not_depend_on_how_far_its_program_is_optimized(model, as_users_compile):
+def test_initial_variables_do_not_depend_on_how_far_their_program_is_optimized(model, as_users_compile):
     alone = task(model=model)
     about, mesh = example(alone.dataset.train), layout.mesh(1)
     programs.forget_programs()
-    light = draw_program(alone, mesh)
+    light = variables_program(alone, mesh)
     usual = programs.Program(light.function)
     for seed in range(5):
         chex.assert_trees_all_equal(light(np.uint32(seed), about), usual(np.uint32(seed), about))
 
 
-def test_only_what_a_start_leaves_out_is_drawn():
+def test_only_what_a_start_leaves_out_is_initialized():
     programs.forget_programs()
-    alone = task(seed=3, model="conv_tiny")
-    whole = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), Trainer(alone, devices=1).abstract().variables)
-    counted = Trainer(alone._replace(start=lambda: whole), devices=1)
-    state, program = counted.init(), draw_program(alone, counted.mesh)
-    chex.assert_trees_all_equal(state.variables, whole)
+    scratch = Trainer(task(seed=3, model="conv_tiny"), devices=1)
+    given = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), scratch.abstract().variables)
+    program = variables_program(scratch.task, scratch.mesh)
     before = program.traces  # of shapes alone, for `abstract`
-    state = Trainer(alone._replace(start=lambda: {"params": whole["params"]}), devices=1).init()
-    chex.assert_trees_all_equal(state.params, whole["params"])
+
+    state = Trainer(scratch.task._replace(start=lambda: given), devices=1).init()
+    chex.assert_trees_all_equal(state.variables, given)
+    assert program.traces == before
+
+    state = Trainer(scratch.task._replace(start=lambda: {"params": given["params"]}), devices=1).init()
+    chex.assert_trees_all_equal(state.params, given["params"])
     assert program.traces == before + 1
-    chex.assert_trees_all_equal(state.batch_stats, Trainer(alone, devices=1).init().batch_stats)
+    chex.assert_trees_all_equal(state.batch_stats, scratch.init().batch_stats)
 
 
 @pytest.mark.parametrize("make", [task, taught], ids=["alone", "taught"])

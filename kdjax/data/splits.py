@@ -245,7 +245,7 @@ def _warn_of_missing_classes(source: Source, train: Split, calibration: Split, t
         return f"{number} of {source.num_classes} classes have no {what}example ({named})"
 
     notes = []
-    # Names, of folders for instance, say that there are such classes.
+    # Where classes have names, as those of folders do, their number is no typing error.
     if not source.label_names and (nowhere := source.num_classes - len(anywhere)):
         notes.append(note("", nowhere, (c for c in range(source.num_classes) if c not in anywhere)))
     for what, split in (("train", train), ("calibration", calibration)):

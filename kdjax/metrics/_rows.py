@@ -44,7 +44,8 @@ def workers() -> int:
 
 
 def spread(task: Callable[[int], Any], starts: Iterable[int], *, size: int = TASK) -> list[Any]:
-    """task(start) for every start, in order; on a few threads, which `size` numbers in all have to pay for."""
+    """task(start) for every start, in order; on a few threads, unless the tasks have few numbers in all (`size`): then
+    threads take longer to start than they save."""
     starts = list(starts)
     if len(starts) == 1 or size < TASK // 4:
         return [task(start) for start in starts]

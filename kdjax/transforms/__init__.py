@@ -106,7 +106,8 @@ class Registered(NamedTuple):
       factory: keyword options -> `Transform`.
       kinds: what inputs it takes, of `KINDS`.
       version: stands for code from outside the package in a stage's id; "" for the package's own.
-      white: the option that is the value of white, of a factory that takes 1 for it where floats come without one.
+      white: the name of the option that sets the value of white, if the factory takes 1 for white in float images
+        where the option is None; "" for others.
     """
 
     factory: Callable[..., Transform]
@@ -169,8 +170,8 @@ def names(entries: Sequence[Entry]) -> list[str]:
 
 
 def without_white(entries: Sequence[Entry]) -> tuple[str, str] | None:
-    """(name, option) of the first transform of the entries, those inside two views included, that takes 1 for white
-    among floats, and the option that would name another value; None without one."""
+    """The first transform of the entries, those inside two views included, that takes 1 for white in float images: its
+    name, and that of the option that would set another value. None if there is no such transform."""
     for name, options in _inside(entries):
         option = TRANSFORMS[name].white if name in TRANSFORMS else ""
         if option and options.get(option) is None:
@@ -179,14 +180,14 @@ def without_white(entries: Sequence[Entry]) -> tuple[str, str] | None:
 
 
 def _inside(entries: Sequence[Entry]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, options) of every entry, and after one that has two views of those inside, by default or given."""
+    """(name, options) of every entry; after an entry with views come the entries of its views, given or default."""
     for entry in entries:
         name, options = _parse(entry)
         yield name, options
         taken = inspect.signature(TRANSFORMS[name].factory).parameters if name in TRANSFORMS else {}
         for view in ("weak", "strong"):
             inside = options.get(view, taken[view].default if view in taken else ())
-            # Of a transform from outside they may be anything else, such as two numbers.
+            # In a transform from outside, an option of this name may be anything else, such as two numbers.
             if isinstance(inside, list | tuple) and all(map(_is_entry, inside)):
                 yield from _inside(inside)
 
